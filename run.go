@@ -1,0 +1,121 @@
+package stromboli
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Kind says how a run's caller waits for it.
+type Kind string
+
+// The kinds of runs.
+const (
+	KindSync   Kind = "sync"
+	KindAsync  Kind = "async"
+	KindStream Kind = "stream"
+)
+
+// Run is the durable record of one prompt given to one agent.
+type Run struct {
+	ID        string
+	Tenant    string
+	CreatedBy string
+	Kind      Kind
+	SessionID string
+	Spec      RunSpec
+
+	Status Status
+	Phase  Phase // empty once the run has ended
+
+	// SandboxID names the sandbox of the present attempt, empty before one is
+	// made. AgentStarted is set, durably, before the agent's process is asked
+	// for: from then on the run is never started again.
+	SandboxID    string
+	AgentStarted bool
+
+	// CancelReason is the durable wish to end the run: request or disconnect,
+	// empty while nobody wants that. It beats a later result.
+	CancelReason Reason
+
+	// Owner and Epoch name the server that executes the run; a write with an
+	// old epoch changes nothing.
+	Owner string
+	Epoch int64
+
+	CreatedAt   time.Time
+	UpdatedAt   time.Time
+	StartedAt   time.Time // zero while pending
+	FinishedAt  time.Time // zero while active
+	ImageDigest string
+	Warnings    []Warning
+	LastSeq     int64 // sequence of the newest event
+	LastLine    int64 // newest spool line that is stored
+
+	Outcome Outcome // meaningful once Status is terminal
+}
+
+// Warning tells the caller of something that did not stop the run.
+type Warning struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+}
+
+// Outcome is what a finished run leaves: its final status and everything that
+// the answer to the caller is made of.
+type Outcome struct {
+	Status           Status          `json:"status"`
+	Reason           Reason          `json:"reason,omitempty"`
+	Error            string          `json:"error,omitempty"`
+	Output           string          `json:"output"`
+	SessionID        string          `json:"session_id"`
+	StructuredOutput json.RawMessage `json:"structured_output,omitempty"`
+	CrashInfo        *CrashInfo      `json:"crash_info,omitempty"`
+	Usage            *Usage          `json:"usage,omitempty"`
+	Warnings         []Warning       `json:"warnings,omitempty"`
+}
+
+// CrashInfo describes how an agent's process died.
+type CrashInfo struct {
+	ExitCode      int    `json:"exit_code"`
+	Signal        string `json:"signal,omitempty"` // such as "SIGKILL"
+	Reason        string `json:"reason,omitempty"`
+	PartialOutput string `json:"partial_output,omitempty"`
+	TaskCompleted bool   `json:"task_completed"`
+}
+
+// Usage counts what one run used at the model, tool rounds and subagents
+// included. EstimatedCostUSD is the CLI's own estimate by list prices.
+type Usage struct {
+	Model                    string  `json:"model,omitempty"`
+	InputTokens              int64   `json:"input_tokens"`
+	OutputTokens             int64   `json:"output_tokens"`
+	CacheCreationInputTokens int64   `json:"cache_creation_input_tokens"`
+	CacheReadInputTokens     int64   `json:"cache_read_input_tokens"`
+	TotalTokens              int64   `json:"total_tokens"`
+	EstimatedCostUSD         float64 `json:"estimated_cost_usd"`
+}
+
+// Session is a conversation and what belongs to it on disk.
+type Session struct {
+	ID        string // our UUID
+	Tenant    string
+	CreatedBy string
+
+	// CLISessionID is the id under which the CLI keeps the transcript. It
+	// starts out equal to ID and changes when the conversation is cleared.
+	CLISessionID string
+
+	ActiveRun string // id of the run that holds the session, or empty
+
+	// TranscriptVersion counts saved transcripts; a save names the version it
+	// replaces. TranscriptKey is the blob that holds the newest one.
+	TranscriptVersion int64
+	TranscriptKey     string
+
+	// UID and GID are the agent's in the session's last sandbox: the owner of
+	// the files in its home and workspace. Zero before the first.
+	UID, GID int
+
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}

@@ -1,0 +1,122 @@
+package stromboli
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// OnDisconnect says what becomes of a run whose caller goes away.
+type OnDisconnect string
+
+// A lost client does not end a run unless it said so before.
+const (
+	OnDisconnectContinue OnDisconnect = "continue"
+	OnDisconnectCancel   OnDisconnect = "cancel"
+)
+
+// OutputFormat is the form of a run's output.
+type OutputFormat string
+
+// The output formats. All three are rendered from the same events.
+const (
+	OutputText       OutputFormat = "text"
+	OutputJSON       OutputFormat = "json"
+	OutputStreamJSON OutputFormat = "stream-json"
+)
+
+// RunSpec is what a caller asks for. Its JSON form is the body of the run
+// endpoints; a zero field is unset.
+type RunSpec struct {
+	// Prompt is the message to the agent. Required, not blank.
+	Prompt string `json:"prompt"`
+	// Workdir is the agent's working directory: an absolute path in the
+	// sandbox. Unset: /workspace.
+	Workdir string `json:"workdir,omitempty"`
+	// OnDisconnect: continue (the default) or cancel.
+	OnDisconnect OnDisconnect `json:"on_disconnect,omitempty"`
+	// Metadata are labels of the caller's, at most 32.
+	Metadata map[string]string `json:"metadata,omitempty"`
+
+	Claude ClaudeOptions `json:"claude,omitzero"`
+	Podman PodmanOptions `json:"podman,omitzero"`
+}
+
+// ClaudeOptions are options of the agent CLI.
+type ClaudeOptions struct {
+	// SessionID is a UUID: of a new session, or with Resume of an existing one.
+	SessionID string `json:"session_id,omitempty"`
+	// Resume goes on with the session named by SessionID.
+	Resume bool `json:"resume,omitempty"`
+	// Model is a model's name or alias (opus, sonnet, haiku).
+	Model string `json:"model,omitempty"`
+	// SystemPrompt replaces the CLI's system prompt.
+	SystemPrompt string `json:"system_prompt,omitempty"`
+	// AppendSystemPrompt is added to the CLI's system prompt.
+	AppendSystemPrompt string `json:"append_system_prompt,omitempty"`
+	// AllowedTools are tool patterns that need no permission, such as
+	// "Bash(git:*)".
+	AllowedTools []string `json:"allowed_tools,omitempty"`
+	// DisallowedTools are tool patterns that are denied in every mode.
+	DisallowedTools []string `json:"disallowed_tools,omitempty"`
+	// PermissionMode: acceptEdits, bypassPermissions, default, dontAsk or plan.
+	PermissionMode string `json:"permission_mode,omitempty"`
+	// DangerouslySkipPermissions lets the agent use every tool unasked. The
+	// sandbox is what holds it then.
+	DangerouslySkipPermissions bool `json:"dangerously_skip_permissions,omitempty"`
+	// OutputFormat: text (the default), json or stream-json.
+	OutputFormat OutputFormat `json:"output_format,omitempty"`
+	// IncludePartialMessages adds events for the deltas of an answer.
+	IncludePartialMessages bool `json:"include_partial_messages,omitempty"`
+	// JSONSchema is a JSON Schema object, as a string, that the agent's final
+	// answer must satisfy; see Outcome.StructuredOutput.
+	JSONSchema string `json:"json_schema,omitempty"`
+	// MaxTurns bounds the model rounds; 0 is unlimited, unset the CLI's default.
+	MaxTurns *int `json:"max_turns,omitempty"`
+	// MaxBudgetUSD ends the run when its estimated cost has passed this.
+	MaxBudgetUSD *float64 `json:"max_budget_usd,omitempty"`
+	// Timeout counts from the first message to the agent.
+	Timeout Duration `json:"timeout,omitempty"`
+}
+
+// PodmanOptions are options of the sandbox.
+type PodmanOptions struct {
+	// Image is the sandbox's image. Unset: the server's agent image.
+	Image string `json:"image,omitempty"`
+	// Volumes are "host:container[:options]" mounts; options are ro and rw.
+	Volumes []string `json:"volumes,omitempty"`
+	// Memory is a size such as "512m" or "2g".
+	Memory string `json:"memory,omitempty"`
+	// CPUs is a decimal number of CPUs such as "0.5".
+	CPUs string `json:"cpus,omitempty"`
+	// CPUShares is the relative weight under contention, 2 to 262144.
+	CPUShares *int `json:"cpu_shares,omitempty"`
+	// Timeout counts from the sandbox's creation.
+	Timeout Duration `json:"timeout,omitempty"`
+}
+
+// Duration is a time.Duration whose JSON form is a Go duration string such as
+// "90s" or "1h30m". Zero is unset.
+type Duration time.Duration
+
+// MarshalJSON writes d as a string.
+func (d Duration) MarshalJSON() ([]byte, error) {
+	return json.Marshal(time.Duration(d).String())
+}
+
+// UnmarshalJSON reads a string; the empty string is zero.
+func (d *Duration) UnmarshalJSON(b []byte) error {
+	var s string
+	if err := json.Unmarshal(b, &s); err != nil {
+		return err
+	}
+	if s == "" {
+		*d = 0
+		return nil
+	}
+	v, err := time.ParseDuration(s)
+	if err != nil {
+		return err
+	}
+	*d = Duration(v)
+	return nil
+}
