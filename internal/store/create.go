@@ -1,0 +1,166 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"github.com/tomblancdev/stromboli"
+)
+
+// newRun is a stromboli.NewRun on its way into the tables.
+type newRun stromboli.NewRun
+
+// CreateRun stores a run, its first events (sequences 1, 2, …) and its claim on
+// its session. A run that begins as Running is its Owner's, with epoch 1. Zero
+// times are now. existing tells that the idempotency key was used before (within
+// 24 h): then the run is that of the first call and nothing was written.
+//
+// Of CreateSession the CLISessionID, UID and GID count, the rest is the run's.
+// With both CreateSession and ResumeSession the session is resumed if it exists
+// and made if it doesn't. MaxQueued bounds the pending runs of the run's tenant,
+// this one included, and doesn't concern one that begins as Running.
+//
+// Errors: KeyReused, SessionExists, SessionBusy, NotFound (no such session of
+// this tenant), QueueFull; Conflict where the run's id is taken.
+func (s *Store) CreateRun(ctx context.Context, n stromboli.NewRun) (run stromboli.Run, existing bool, err error) {
+	in := newRun(n)
+	if err := in.check(); err != nil {
+		return stromboli.Run{}, false, err
+	}
+	type answer struct {
+		run      stromboli.Run
+		existing bool
+	}
+	a, err := write(ctx, s, "create run", func(t *tx) (answer, error) {
+		if first, ok, err := s.repeated(t, in); err != nil || ok {
+			return answer{first, ok}, err
+		}
+		if err := in.queue(t); err != nil {
+			return answer{}, err
+		}
+		if err := s.claimSession(t, in); err != nil {
+			return answer{}, err
+		}
+		run, err := s.insertRun(t, in)
+		if err != nil {
+			return answer{}, err
+		}
+		return answer{run: run}, s.rememberKey(t, in)
+	})
+	return a.run, a.existing, err
+}
+
+// check finds the caller's own mistakes.
+func (in newRun) check() error {
+	r := in.Run
+	switch {
+	case r.ID == "" || r.Tenant == "" || r.SessionID == "":
+		return errors.New("create run: id, tenant and session are required")
+	case r.Status == stromboli.Running && r.Owner == "":
+		return errors.New("create run: a running run needs an owner")
+	case r.Status != stromboli.Running && r.Status != stromboli.Pending:
+		return fmt.Errorf("create run: a run can't begin as %q", r.Status)
+	case in.Idempotency != nil && in.Idempotency.Tenant != "" && in.Idempotency.Tenant != r.Tenant:
+		return errors.New("create run: the idempotency key is another tenant's")
+	case in.CreateSession == nil && in.ResumeSession == "":
+		return errors.New("create run: neither a new session nor one to resume")
+	case in.ResumeSession != "" && in.ResumeSession != r.SessionID:
+		return errors.New("create run: the session to resume is not the run's")
+	}
+	return nil
+}
+
+func (in newRun) queue(t *tx) error {
+	if in.Run.Status != stromboli.Pending {
+		return nil
+	}
+	var n int
+	if err := t.scan(`SELECT count(*) FROM runs WHERE tenant = ? AND status = 'pending'`, []any{in.Run.Tenant}, &n); err != nil {
+		return err
+	}
+	if n >= in.MaxQueued {
+		return stromboli.Errorf(stromboli.QueueFull, "the queue is full: %d runs are waiting", n)
+	}
+	return nil
+}
+
+func (s *Store) claimSession(t *tx, in newRun) error {
+	r := in.Run
+	now := s.millis(r.CreatedAt)
+	var tenant, active string
+	err := t.scan(`SELECT tenant, active_run FROM sessions WHERE id = ?`, []any{r.SessionID}, &tenant, &active)
+	missing := errors.Is(err, sql.ErrNoRows)
+	if err != nil && !missing {
+		return err
+	}
+	switch {
+	case missing && in.CreateSession != nil:
+		cli := in.CreateSession.CLISessionID
+		if cli == "" {
+			cli = r.SessionID
+		}
+		_, err := t.exec(`INSERT INTO sessions (id, tenant, created_by, cli_session_id, active_run, uid, gid, created_at, updated_at)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			r.SessionID, r.Tenant, r.CreatedBy, cli, r.ID, in.CreateSession.UID, in.CreateSession.GID, now, now)
+		return err
+	case missing:
+		return errNoSession(r.SessionID)
+	case in.ResumeSession == "":
+		return stromboli.Errorf(stromboli.SessionExists, "session %s exists already: set resume to go on with it", r.SessionID)
+	case tenant != r.Tenant:
+		return errNoSession(r.SessionID)
+	case active != "":
+		return stromboli.Errorf(stromboli.SessionBusy, "session %s is in use by %s", r.SessionID, active)
+	}
+	_, err = t.exec(`UPDATE sessions SET active_run = ?, updated_at = ? WHERE id = ?`, r.ID, now, r.SessionID)
+	return err
+}
+
+func (s *Store) insertRun(t *tx, in newRun) (stromboli.Run, error) {
+	r := in.Run
+	spec, err := text(r.Spec)
+	if err != nil {
+		return stromboli.Run{}, err
+	}
+	warnings, err := warningsText(r.Warnings)
+	if err != nil {
+		return stromboli.Run{}, err
+	}
+	created := s.millis(r.CreatedAt)
+	var started sql.NullInt64
+	var epoch int64
+	owner := ""
+	if r.Status == stromboli.Running {
+		started, epoch, owner = sql.NullInt64{Int64: created, Valid: true}, 1, r.Owner
+	}
+	var taken int
+	if err := t.scan(`SELECT count(*) FROM runs WHERE id = ?`, []any{r.ID}, &taken); err != nil {
+		return stromboli.Run{}, err
+	}
+	if taken > 0 {
+		return stromboli.Run{}, stromboli.Errorf(stromboli.Conflict, "run %s exists already", r.ID)
+	}
+	n, err := t.insert(`INSERT INTO runs (id, tenant, created_by, kind, session_id, status, phase, owner, epoch,
+		created_at, updated_at, started_at, warnings) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		r.ID, r.Tenant, r.CreatedBy, string(r.Kind), r.SessionID, string(r.Status), string(r.Phase), owner, epoch,
+		created, created, started, warnings)
+	if err != nil {
+		return stromboli.Run{}, err
+	}
+	if _, err := t.exec(`INSERT INTO run_specs (run, spec) VALUES (?, ?)`, n, spec); err != nil {
+		return stromboli.Run{}, err
+	}
+	for k, v := range r.Spec.Metadata {
+		if _, err := t.exec(`INSERT INTO run_metadata (tenant, key, value, created_at, run) VALUES (?, ?, ?, ?, ?)`,
+			r.Tenant, k, v, created, n); err != nil {
+			return stromboli.Run{}, err
+		}
+	}
+	if _, err := s.appendEvents(t, &head{n: n, id: r.ID}, in.Events); err != nil {
+		return stromboli.Run{}, err
+	}
+	stored, err := t.run("", r.ID)
+	return stored.Run, err
+}
