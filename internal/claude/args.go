@@ -1,0 +1,59 @@
+package claude
+
+import (
+	"strconv"
+
+	"github.com/tomblancdev/stromboli"
+)
+
+// Session says which conversation the CLI works on.
+type Session struct {
+	ID     string // a UUID, the CLI's own id of the conversation
+	Resume bool   // go on with it; else it is new
+}
+
+// Args is the CLI's command line after the program's name. The CLI is always
+// driven by its stream-json protocol in both directions; how the run's output
+// is rendered is a matter of Turn.
+//
+// Values are attached to their flags by "=", because several flags would take
+// the following words for theirs. The options must have passed Validate.
+func Args(o stromboli.ClaudeOptions, s Session) []string {
+	args := []string{"-p", "--input-format=stream-json", "--output-format=stream-json", "--verbose"}
+	if s.Resume {
+		args = append(args, "--resume="+s.ID)
+	} else {
+		args = append(args, "--session-id="+s.ID)
+	}
+	text := func(flag, value string) {
+		if value != "" {
+			args = append(args, flag+"="+value)
+		}
+	}
+	text("--model", o.Model)
+	text("--system-prompt", o.SystemPrompt)
+	text("--append-system-prompt", o.AppendSystemPrompt)
+	// One flag for each pattern: they add up, and a comma in a pattern stays
+	// what it is.
+	for _, tool := range o.AllowedTools {
+		text("--allowedTools", tool)
+	}
+	for _, tool := range o.DisallowedTools {
+		text("--disallowedTools", tool)
+	}
+	text("--permission-mode", o.PermissionMode)
+	if o.DangerouslySkipPermissions {
+		args = append(args, "--dangerously-skip-permissions")
+	}
+	if o.IncludePartialMessages {
+		args = append(args, "--include-partial-messages")
+	}
+	text("--json-schema", o.JSONSchema)
+	if o.MaxTurns != nil {
+		args = append(args, "--max-turns="+strconv.Itoa(*o.MaxTurns))
+	}
+	if o.MaxBudgetUSD != nil {
+		args = append(args, "--max-budget-usd="+strconv.FormatFloat(*o.MaxBudgetUSD, 'f', -1, 64))
+	}
+	return args
+}

@@ -1,0 +1,153 @@
+package claude
+
+import (
+	"strconv"
+	"strings"
+)
+
+// DefaultPath is the PATH of an agent whose image names none.
+const DefaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// Placeholder stands in the sandbox where the credential would be. It is no
+// secret: the real one is put on outside.
+const Placeholder = "placeholder-the-real-credential-is-not-in-this-sandbox"
+
+// The kinds of credentials. The CLI sends other headers and asks for other
+// cache lifetimes with each, so the placeholder is of the real one's kind.
+const (
+	APIKey    = "api_key"
+	AuthToken = "auth_token"
+	OAuth     = "oauth"
+)
+
+// EnvConfig is what the agent's environment is made from.
+type EnvConfig struct {
+	// Image is the environment of the image, "NAME=value"; its entries come
+	// first and are overridden by all that follow.
+	Image []string
+	// Home is the agent's home directory in the sandbox.
+	Home string
+	// User is the agent's name there; empty: agent.
+	User string
+	// TempDir is where the CLI keeps its sockets and task output; empty: /tmp.
+	TempDir string
+	// Timezone becomes TZ; empty: the image's.
+	Timezone string
+	// Endpoint is the loopback URL that is both the model's API and the proxy,
+	// without a trailing slash.
+	Endpoint string
+	// CredentialKind is APIKey, AuthToken or OAuth; anything else counts as
+	// APIKey.
+	CredentialKind string
+	// MaxRetries bounds the CLI's attempts at one model request; negative: the
+	// CLI's default of 10, with delays of up to half a minute each.
+	MaxRetries int
+}
+
+// ownedName reports names that must not come from an image: they would change
+// whom the CLI talks to, as whom, or what is loaded into it.
+func ownedName(name string) bool {
+	upper := strings.ToUpper(name)
+	switch upper {
+	case "TERM", "IS_SANDBOX", "CLAUDECODE", "NODE_OPTIONS", "BUN_OPTIONS", "LD_PRELOAD", "ALL_PROXY":
+		return true
+	}
+	for _, prefix := range []string{"ANTHROPIC_", "CLAUDE_", "STROMBOLI_"} {
+		if strings.HasPrefix(upper, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// Env is the environment of the agent's process, each name once.
+//
+// TERM is left out, since there is no terminal. Retries stay at the CLI's
+// default, because overloads of the model often last minutes; an answer that
+// no retry can change (401, above all) is ended by the broker outside, whose
+// answer carries "x-should-retry: false": the CLI then gives up at once with
+// an API key or token, and after two retries with an OAuth token (measured).
+func Env(c EnvConfig) []string {
+	e := environ{}
+	for _, kv := range c.Image {
+		if name, value, ok := strings.Cut(kv, "="); ok && name != "" && !ownedName(name) {
+			e.set(name, value)
+		}
+	}
+	if e.value("PATH") == "" {
+		e.set("PATH", DefaultPath)
+	}
+	user := c.User
+	if user == "" {
+		user = "agent"
+	}
+	e.set("HOME", c.Home)
+	e.set("USER", user)
+	e.set("LOGNAME", user)
+	e.set("LANG", "C.UTF-8")
+	if c.Timezone != "" {
+		e.set("TZ", c.Timezone)
+	}
+	if c.TempDir != "" {
+		e.set("TMPDIR", c.TempDir)
+		e.set("CLAUDE_CODE_TMPDIR", c.TempDir)
+	}
+
+	// The network: one loopback port for everything.
+	e.set("ANTHROPIC_BASE_URL", c.Endpoint)
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY"} {
+		e.set(name, c.Endpoint)
+		e.set(strings.ToLower(name), c.Endpoint)
+	}
+	e.set("NO_PROXY", "localhost,127.0.0.1,::1")
+	e.set("no_proxy", "localhost,127.0.0.1,::1")
+	e.set("NODE_USE_ENV_PROXY", "1")
+
+	switch c.CredentialKind {
+	case AuthToken:
+		e.set("ANTHROPIC_AUTH_TOKEN", Placeholder)
+	case OAuth:
+		e.set("CLAUDE_CODE_OAUTH_TOKEN", Placeholder)
+	default:
+		e.set("ANTHROPIC_API_KEY", Placeholder)
+	}
+
+	// A repository's settings must not redirect the CLI, and it has no
+	// business at hosts other than the model's.
+	e.set("CLAUDE_CODE_PROVIDER_MANAGED_BY_HOST", "1")
+	e.set("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1")
+	e.set("DISABLE_AUTOUPDATER", "1")
+	if c.MaxRetries >= 0 {
+		e.set("CLAUDE_CODE_MAX_RETRIES", strconv.Itoa(c.MaxRetries))
+	}
+	return e.list
+}
+
+// environ keeps "NAME=value" entries in order, each name once.
+type environ struct {
+	list []string
+}
+
+func (e *environ) index(name string) int {
+	for i, kv := range e.list {
+		if n, _, _ := strings.Cut(kv, "="); n == name {
+			return i
+		}
+	}
+	return -1
+}
+
+func (e *environ) value(name string) string {
+	if i := e.index(name); i >= 0 {
+		return e.list[i][len(name)+1:]
+	}
+	return ""
+}
+
+func (e *environ) set(name, value string) {
+	if i := e.index(name); i >= 0 {
+		e.list[i] = name + "=" + value
+		return
+	}
+	e.list = append(e.list, name+"="+value)
+}
