@@ -1,0 +1,227 @@
+// Package config is the server's configuration: one struct whose comments are
+// the manual. Values come from STROMBOLI_ variables of the environment over
+// the defaults given here. It reads no global state: the environment is
+// handed in.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+)
+
+// Config is everything that can be set. Secrets are not part of it; see
+// LoadCredential.
+type Config struct {
+	// DataDir holds everything that the server keeps: database, sessions,
+	// transcripts, sockets. Default: $XDG_DATA_HOME/stromboli, else
+	// ~/.local/share/stromboli. Made with mode 0700.
+	DataDir string `env:"STROMBOLI_DATA_DIR"`
+	// CacheDir holds what can be fetched again: agent CLI and images. Default:
+	// $XDG_CACHE_HOME/stromboli, else ~/.cache/stromboli.
+	CacheDir string `env:"STROMBOLI_CACHE_DIR"`
+	// ContainerHost is the engine's socket as Podman's own tools name it,
+	// such as unix:///run/podman/podman.sock. Default: the user's socket
+	// where one answers, else a service that the server starts itself.
+	ContainerHost string `env:"CONTAINER_HOST"`
+
+	Server    Server    `envPrefix:"STROMBOLI_SERVER_"`
+	Auth      Auth      `envPrefix:"STROMBOLI_AUTH_"`
+	Agent     Agent     `envPrefix:"STROMBOLI_AGENT_"`
+	Resources Resources `envPrefix:"STROMBOLI_RESOURCES_"`
+	Runs      Runs      `envPrefix:"STROMBOLI_RUNS_"`
+	Egress    Egress    `envPrefix:"STROMBOLI_EGRESS_"`
+	Log       Log       `envPrefix:"STROMBOLI_LOG_"`
+
+	// QueueMax is how many runs may wait for a free slot; one more is
+	// answered 429.
+	QueueMax int `env:"STROMBOLI_QUEUE_MAX" envDefault:"1000"`
+	// OrphanTimeout is how long an agent goes on while no server is there.
+	OrphanTimeout time.Duration `env:"STROMBOLI_ORPHAN_TIMEOUT" envDefault:"10m"`
+
+	home string
+}
+
+// Server is the HTTP side.
+type Server struct {
+	// Address is host:port to listen on. While auth is off it must be a
+	// loopback address, unless STROMBOLI_AUTH_ALLOW_PUBLIC is true.
+	Address string `env:"ADDRESS" envDefault:"127.0.0.1:8080"`
+	// AllowedHosts are further names that a request's Host may carry while
+	// auth is off, comma-separated. Loopback names and the bound address are
+	// always allowed.
+	AllowedHosts []string `env:"ALLOWED_HOSTS"`
+	// MaxBody is the largest request body in bytes.
+	MaxBody int64 `env:"MAX_BODY" envDefault:"10485760"`
+}
+
+// Auth is who may call.
+type Auth struct {
+	// AllowPublic permits another than a loopback address without auth:
+	// whoever reaches the address can then run agents.
+	AllowPublic bool `env:"ALLOW_PUBLIC"`
+}
+
+// Agent is what runs in the sandboxes.
+type Agent struct {
+	// Image is the image of runs that name none. Default: the agent image
+	// that `stromboli setup --image` makes.
+	Image string `env:"IMAGE"`
+	// AllowedVolumes are the host directories below which volumes may lie,
+	// comma-separated. Empty: every volume is refused.
+	AllowedVolumes []string `env:"ALLOWED_VOLUMES"`
+	// SecretsFile is a file that holds a Claude token (an API key or an OAuth
+	// token), as `claude setup-token` prints it.
+	SecretsFile string `env:"SECRETS_FILE"`
+	// CredentialsFile is the Claude CLI's own. Default:
+	// ~/.claude/.credentials.json.
+	CredentialsFile string `env:"CREDENTIALS_FILE"`
+}
+
+// Resources are the limits of a run that names none.
+type Resources struct {
+	// Memory is a size such as 512m or 2g; there is no swap on top.
+	Memory string `env:"MEMORY" envDefault:"512m"`
+	// CPUs is a decimal number of CPUs.
+	CPUs string `env:"CPUS" envDefault:"1"`
+	// Timeout is how long a run may take.
+	Timeout time.Duration `env:"TIMEOUT" envDefault:"30m"`
+	// AllowUnenforced lets runs start where the engine can't enforce memory,
+	// cpu and process limits (rootless on cgroup v1). Each such run carries a
+	// warning.
+	AllowUnenforced bool `env:"ALLOW_UNENFORCED"`
+}
+
+// Runs is how many and how long.
+type Runs struct {
+	// Max is how many runs may be active at once; 0 means by free memory and
+	// at most four per CPU.
+	Max int `env:"MAX"`
+	// BackgroundWait is how long a run whose agent has answered waits for
+	// tasks that it left in the background, before it ends them.
+	BackgroundWait time.Duration `env:"BACKGROUND_WAIT" envDefault:"60s"`
+}
+
+// Egress is what sandboxes may reach.
+type Egress struct {
+	// Allow exempts host:port targets from the rule that only public
+	// addresses may be reached, comma-separated.
+	Allow []string `env:"ALLOW"`
+}
+
+// Log is the server's own log, on standard error.
+type Log struct {
+	// Format: text or json.
+	Format string `env:"FORMAT" envDefault:"text"`
+	// Level: debug, info, warn or error.
+	Level string `env:"LEVEL" envDefault:"info"`
+}
+
+// Load reads the configuration from environ, "NAME=value" strings as
+// os.Environ returns them, and validates it. The error names the variable.
+func Load(environ []string) (*Config, error) {
+	vars := env.ToMap(environ)
+	c := &Config{home: vars["HOME"]}
+	if err := env.ParseWithOptions(c, env.Options{Environment: vars}); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	if err := unknown(vars); err != nil {
+		return nil, err
+	}
+	var err error
+	if c.DataDir, err = directory("STROMBOLI_DATA_DIR", c.DataDir, vars["XDG_DATA_HOME"], c.home, ".local/share"); err != nil {
+		return nil, err
+	}
+	if c.CacheDir, err = directory("STROMBOLI_CACHE_DIR", c.CacheDir, vars["XDG_CACHE_HOME"], c.home, ".cache"); err != nil {
+		return nil, err
+	}
+	if c.Agent.CredentialsFile == "" && c.home != "" {
+		c.Agent.CredentialsFile = filepath.Join(c.home, ".claude", ".credentials.json")
+	}
+	return c, c.validate()
+}
+
+func directory(name, set, xdg, home, below string) (string, error) {
+	switch {
+	case set != "":
+		abs, err := filepath.Abs(set)
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", name, err)
+		}
+		return abs, nil
+	case filepath.IsAbs(xdg):
+		return filepath.Join(xdg, "stromboli"), nil
+	case home != "":
+		return filepath.Join(home, below, "stromboli"), nil
+	}
+	return "", fmt.Errorf("%s: neither it nor HOME is set", name)
+}
+
+func (c *Config) validate() error {
+	host, _, err := net.SplitHostPort(c.Server.Address)
+	if err != nil {
+		return fmt.Errorf("STROMBOLI_SERVER_ADDRESS: %q is not host:port", c.Server.Address)
+	}
+	if !loopback(host) && !c.Auth.AllowPublic {
+		return fmt.Errorf("STROMBOLI_SERVER_ADDRESS: %s is not a loopback address, and whoever reaches it could run agents here: "+
+			"use 127.0.0.1, or set STROMBOLI_AUTH_ALLOW_PUBLIC=true if that is what you want", c.Server.Address)
+	}
+	for _, v := range c.Agent.AllowedVolumes {
+		if !filepath.IsAbs(v) {
+			return fmt.Errorf("STROMBOLI_AGENT_ALLOWED_VOLUMES: %q is not an absolute path", v)
+		}
+	}
+	switch {
+	case c.Server.MaxBody < 1024:
+		return errors.New("STROMBOLI_SERVER_MAX_BODY: must be at least 1024 bytes")
+	case c.QueueMax < 0:
+		return errors.New("STROMBOLI_QUEUE_MAX: must not be negative")
+	case c.Runs.Max < 0:
+		return errors.New("STROMBOLI_RUNS_MAX: must not be negative")
+	case c.Runs.BackgroundWait < 0:
+		return errors.New("STROMBOLI_RUNS_BACKGROUND_WAIT: must not be negative")
+	case c.Resources.Timeout < time.Second:
+		return errors.New("STROMBOLI_RESOURCES_TIMEOUT: must be at least 1s")
+	case c.OrphanTimeout < time.Second:
+		return errors.New("STROMBOLI_ORPHAN_TIMEOUT: must be at least 1s")
+	case !slices.Contains([]string{"text", "json"}, c.Log.Format):
+		return fmt.Errorf("STROMBOLI_LOG_FORMAT: %q is neither text nor json", c.Log.Format)
+	case !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level):
+		return fmt.Errorf("STROMBOLI_LOG_LEVEL: %q is not debug, info, warn or error", c.Log.Level)
+	}
+	return nil
+}
+
+func loopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	addr, err := netip.ParseAddr(host)
+	return err == nil && addr.IsLoopback()
+}
+
+// unknown refuses a STROMBOLI_ variable that nothing reads: a misspelt limit
+// must not be ignored in silence.
+func unknown(vars map[string]string) error {
+	params, err := env.GetFieldParams(&Config{})
+	if err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	known := []string{"STROMBOLI_URL", "STROMBOLI_TEST_REQUIRE"}
+	for _, p := range params {
+		known = append(known, p.Key)
+	}
+	for name := range vars {
+		if strings.HasPrefix(name, "STROMBOLI_") && !slices.Contains(known, name) && !strings.HasPrefix(name, "STROMBOLI_TEST_") {
+			return fmt.Errorf("%s: no such setting; see `stromboli serve --help`", name)
+		}
+	}
+	return nil
+}
