@@ -1,0 +1,146 @@
+package egress
+
+import (
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// CredentialKind says how a credential is shown to the model's endpoint.
+type CredentialKind string
+
+// The kinds. None sends nothing: a gateway may need only ExtraHeaders.
+const (
+	None      CredentialKind = ""
+	APIKey    CredentialKind = "api_key"    // x-api-key
+	AuthToken CredentialKind = "auth_token" // authorization: Bearer
+	OAuth     CredentialKind = "oauth"      // authorization: Bearer
+)
+
+// Credential is the model's real one. It never prints its value.
+type Credential struct {
+	Kind  CredentialKind `json:"kind"`
+	Value string         `json:"value"`
+}
+
+// String implements fmt.Stringer without the value.
+func (c Credential) String() string { return "credential(" + string(c.Kind) + ")" }
+
+// GoString implements fmt.GoStringer without the value.
+func (c Credential) GoString() string { return c.String() }
+
+// LogValue implements slog.LogValuer without the value.
+func (c Credential) LogValue() slog.Value { return slog.StringValue(c.String()) }
+
+// Config is what egress does for every sandbox. A later one holds for requests
+// that begin after it.
+type Config struct {
+	// ModelURL is the endpoint's base, a path prefix included.
+	ModelURL   string     `json:"model_url"`
+	Credential Credential `json:"credential"`
+	// ExtraHeaders are set on each model request, in place of the sandbox's.
+	ExtraHeaders map[string]string `json:"extra_headers,omitempty"`
+	// Demo answers model requests by the scripted model; ModelURL is not used.
+	Demo bool `json:"demo,omitempty"`
+	// Allow exempts targets from the address policy: "name:port", "ip:port",
+	// "[ip]:port", "cidr:port".
+	Allow []string `json:"allow,omitempty"`
+}
+
+// String implements fmt.Stringer; extra headers may be secrets, so only their number shows.
+func (c Config) String() string {
+	return fmt.Sprintf("egress config(model %s, %s, %d headers, demo %v, allow %v)", redact(c.ModelURL), c.Credential, len(c.ExtraHeaders), c.Demo, c.Allow)
+}
+
+// GoString implements fmt.GoStringer.
+func (c Config) GoString() string { return c.String() }
+
+func redact(raw string) string {
+	if u, err := url.Parse(raw); err == nil {
+		return u.Redacted()
+	}
+	return "(unreadable)"
+}
+
+// Validate reports the first fault of c.
+func (c Config) Validate() error {
+	_, err := c.compile()
+	return err
+}
+
+// settings is a Config made ready, immutable.
+type settings struct {
+	demo    bool
+	base    *url.URL // nil: not configured
+	headers http.Header
+	allow   allowList
+}
+
+func (c Config) compile() (*settings, error) {
+	allow, err := parseAllow(c.Allow)
+	if err != nil {
+		return nil, err
+	}
+	s := &settings{demo: c.Demo, allow: allow, headers: http.Header{}}
+	if c.ModelURL != "" {
+		u, err := url.Parse(c.ModelURL)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("model url: it can't be read") // the text may hold a secret
+		case u.Scheme != "https" && u.Scheme != "http":
+			return nil, fmt.Errorf("model url: the scheme is neither https nor http")
+		case u.Hostname() == "":
+			return nil, fmt.Errorf("model url: no host")
+		case u.User != nil:
+			return nil, fmt.Errorf("model url: a user or password has no place in it")
+		case u.RawQuery != "" || u.Fragment != "":
+			return nil, fmt.Errorf("model url: a query or fragment has no place in it")
+		}
+		s.base = u
+	}
+	for name, value := range c.ExtraHeaders {
+		if !validHeaderName(name) || !validHeaderValue(value) {
+			return nil, fmt.Errorf("extra header %q: not a valid header", name)
+		}
+		s.headers.Set(name, value)
+	}
+	value := strings.TrimSpace(c.Credential.Value)
+	if !validHeaderValue(value) {
+		return nil, fmt.Errorf("credential: it holds characters that no header may hold")
+	}
+	switch kind := c.Credential.Kind; {
+	case kind == None && value == "":
+	case value == "":
+		return nil, fmt.Errorf("credential: empty")
+	case kind == APIKey:
+		s.headers.Set("X-Api-Key", value)
+	case kind == AuthToken, kind == OAuth:
+		s.headers.Set("Authorization", "Bearer "+value)
+	default:
+		return nil, fmt.Errorf("credential: unknown kind %q", kind)
+	}
+	return s, nil
+}
+
+// validHeaderName reports whether s is a token of RFC 9110.
+func validHeaderName(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("!#$%&'*+-.^_`|~", rune(c)) {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// validHeaderValue reports whether s holds no control character but a tab.
+func validHeaderValue(s string) bool {
+	for i := range len(s) {
+		if (s[i] < ' ' && s[i] != '\t') || s[i] == 0x7f {
+			return false
+		}
+	}
+	return true
+}

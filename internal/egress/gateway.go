@@ -1,0 +1,200 @@
+package egress
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// gateway is all sandboxes of the process and what they share.
+type gateway struct {
+	log      *slog.Logger
+	demo     http.Handler
+	dialer   *dialer
+	model    *http.Transport
+	buffers  *bufferPool
+	settings atomic.Pointer[settings] // nil until configured
+	idle     time.Duration            // of a tunnel
+	maxConns int                      // of one sandbox
+
+	mu    sync.Mutex
+	doors map[string]*door
+	over  bool // no new doors
+}
+
+// tunnelIdle is how long a tunnel may be silent in both directions.
+const tunnelIdle = 15 * time.Minute
+
+func newGateway(cfg ServeConfig) *gateway {
+	return &gateway{
+		log:      cfg.Log,
+		demo:     cfg.Demo,
+		dialer:   newDialer(),
+		buffers:  &bufferPool{},
+		idle:     tunnelIdle,
+		maxConns: maxConns,
+		doors:    map[string]*door{},
+		model: &http.Transport{
+			// HTTP/1.1 only: with HTTP/2 one connection's fate, flow control and
+			// buffers would be shared by all sandboxes.
+			DialContext:            (&net.Dialer{Timeout: dialLimit, KeepAlive: 30 * time.Second}).DialContext,
+			TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: cfg.RootCAs},
+			TLSHandshakeTimeout:    dialLimit,
+			MaxIdleConnsPerHost:    64,
+			IdleConnTimeout:        30 * time.Second,
+			ExpectContinueTimeout:  time.Second,
+			MaxResponseHeaderBytes: 1 << 20,
+			DisableCompression:     true, // bytes pass as they come
+			// No ResponseHeaderTimeout: a model may think as long as it likes.
+		},
+	}
+}
+
+func (g *gateway) configure(c Config) error {
+	s, err := c.compile()
+	if err != nil {
+		return err
+	}
+	if s.demo && g.demo == nil {
+		return errors.New("demo: this process has no scripted model")
+	}
+	if s.base != nil && s.base.Scheme == "http" && len(s.headers) > 0 && !loopbackHost(s.base.Hostname()) {
+		g.log.Warn("egress: the model's endpoint is not HTTPS: the credential goes there in the clear", "host", s.base.Host)
+	}
+	g.settings.Store(s)
+	for _, d := range g.list() {
+		d.closed() // an idle connection may lead where the new configuration doesn't
+	}
+	g.log.Info("egress: configured", "config", c.String())
+	return nil
+}
+
+func loopbackHost(host string) bool {
+	_, addr, err := parseHost(host)
+	return host == "localhost" || (err == nil && addr.IsLoopback())
+}
+
+// add listens for a sandbox, or brings its registration up to date.
+func (g *gateway) add(reg Sandbox) error {
+	if err := reg.validate(); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.over {
+		return errors.New("egress is ending")
+	}
+	if d, ok := g.doors[reg.ID]; ok {
+		return d.register(reg)
+	}
+	d := newDoor(reg, g.maxConns, g.log)
+	h := newHandler(g, d)
+	d.closed = h.close
+	d.serve(h)
+	if err := d.register(reg); err != nil {
+		d.close()
+		return err
+	}
+	g.doors[reg.ID] = d
+	return nil
+}
+
+// remove ends a sandbox's connections; an unknown one is fine.
+func (g *gateway) remove(id string) {
+	g.mu.Lock()
+	d := g.doors[id]
+	delete(g.doors, id)
+	g.mu.Unlock()
+	if d != nil {
+		d.close()
+	}
+}
+
+func (g *gateway) list() []*door {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	list := make([]*door, 0, len(g.doors))
+	for _, d := range g.doors {
+		list = append(list, d)
+	}
+	return list
+}
+
+// sandboxes returns the ids and the number of all open connections.
+func (g *gateway) sandboxes() (ids []string, connections int) {
+	ids = []string{}
+	for _, d := range g.list() {
+		d.mu.Lock()
+		ids = append(ids, d.reg.ID)
+		connections += len(d.conns)
+		d.mu.Unlock()
+	}
+	return ids, connections
+}
+
+func (g *gateway) stopListening() {
+	g.mu.Lock()
+	g.over = true
+	g.mu.Unlock()
+	for _, d := range g.list() {
+		d.stopListening()
+	}
+}
+
+// drain waits for what is in flight until ctx ends, then closes everything.
+func (g *gateway) drain(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, d := range g.list() {
+		wg.Go(func() {
+			d.drain(ctx)
+			d.close()
+		})
+	}
+	wg.Wait()
+	g.model.CloseIdleConnections()
+}
+
+// bufferPool implements httputil.BufferPool; slices are kept by pointer so
+// that putting one back allocates nothing.
+type bufferPool struct{ pool sync.Pool }
+
+const bufferSize = 32 << 10
+
+// Get implements httputil.BufferPool.
+func (p *bufferPool) Get() []byte {
+	if b, ok := p.pool.Get().(*[bufferSize]byte); ok {
+		return b[:]
+	}
+	return make([]byte, bufferSize)
+}
+
+// Put implements httputil.BufferPool.
+func (p *bufferPool) Put(b []byte) {
+	if cap(b) >= bufferSize {
+		p.pool.Put((*[bufferSize]byte)(b[:bufferSize]))
+	}
+}
+
+// describe tells an error's kind to a sandbox without naming what it should not know.
+func describe(err error) string {
+	if netErr, ok := errors.AsType[net.Error](err); ok && netErr.Timeout() {
+		return "timed out"
+	}
+	if dns, ok := errors.AsType[*net.DNSError](err); ok {
+		return fmt.Sprintf("name not resolved (%s)", dns.Err)
+	}
+	if cert, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return "its certificate is not valid: " + cert.Err.Error()
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		return op.Err.Error()
+	}
+	return err.Error()
+}

@@ -1,0 +1,368 @@
+package egress
+
+import (
+	"context"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tomblancdev/stromboli/internal/unixsock"
+)
+
+const (
+	preamble      = "STROMBOLI/1 "
+	maxConns      = 1024 // of one sandbox
+	maxHeader     = 64 << 10
+	preambleLimit = 10 * time.Second
+	peerLimit     = 30 * time.Second // for the peer's uid to become known
+	headerLimit   = 30 * time.Second
+	keepAlive     = 5 * time.Minute
+)
+
+// Sandbox is one sandbox's registration: who may speak on which socket.
+type Sandbox struct {
+	ID string `json:"id"`
+	// Socket is the path to listen on; it is taken over from whoever has it.
+	Socket string `json:"socket"`
+	// Token must follow "STROMBOLI/1 " on the first line of each connection.
+	Token string `json:"token"`
+	// PeerUID is the only uid whose connections are taken, if HasPeerUID. Else
+	// any uid but NotUID is, if HasNotUID. With neither, connections wait (30 s)
+	// for a registration that says it.
+	PeerUID    uint32 `json:"peer_uid"`
+	HasPeerUID bool   `json:"has_peer_uid"`
+	NotUID     uint32 `json:"not_uid"`
+	HasNotUID  bool   `json:"has_not_uid"`
+}
+
+func (s Sandbox) validate() error {
+	switch {
+	case s.ID == "" || len(s.ID) > 128:
+		return errors.New("id: 1 to 128 characters")
+	case s.Socket == "" || s.Socket[0] != '/':
+		return errors.New("socket: an absolute path")
+	case len(s.Token) < 16 || len(s.Token) > 256:
+		return errors.New("token: 16 to 256 characters")
+	}
+	return nil
+}
+
+// String implements fmt.Stringer without the token.
+func (s Sandbox) String() string { return "sandbox " + s.ID }
+
+// GoString implements fmt.GoStringer without the token.
+func (s Sandbox) GoString() string { return s.String() }
+
+// LogValue implements slog.LogValuer without the token.
+func (s Sandbox) LogValue() slog.Value { return slog.StringValue(s.ID) }
+
+// peerVerdict is what a registration says of a peer's uid.
+type peerVerdict int
+
+const (
+	peerUnknown peerVerdict = iota
+	peerTaken
+	peerRefused
+)
+
+func (s Sandbox) judgePeer(uid uint32) peerVerdict {
+	ok := false
+	switch {
+	case s.HasPeerUID:
+		ok = uid == s.PeerUID
+	case s.HasNotUID:
+		ok = uid != s.NotUID
+	default:
+		return peerUnknown
+	}
+	if ok {
+		return peerTaken
+	}
+	return peerRefused
+}
+
+// door is one sandbox's socket with all its connections.
+type door struct {
+	log    *slog.Logger
+	server *http.Server
+	ctx    context.Context //nolint:containedctx // the door's life: connections are older than any request
+	cancel context.CancelFunc
+	ready  chan net.Conn // proven connections, on their way to server
+	noMore chan struct{} // closed when server takes no more of them
+	noOnce sync.Once
+	slots  chan struct{}
+	wg     sync.WaitGroup
+	asked  sync.WaitGroup // requests being answered
+	closed func()         // what else goes with the sandbox
+
+	mu      sync.Mutex
+	reg     Sandbox
+	changed chan struct{} // closed when reg changes
+	socket  *net.UnixListener
+	inode   fileID
+	conns   map[*conn]struct{}
+}
+
+// fileID tells whether a path still names the socket that was bound there.
+type fileID struct{ dev, ino uint64 }
+
+func newDoor(reg Sandbox, limit int, log *slog.Logger) *door {
+	ctx, cancel := context.WithCancel(context.Background()) // ended by close
+	return &door{
+		log: log.With("sandbox", reg.ID), ctx: ctx, cancel: cancel, reg: reg,
+		ready: make(chan net.Conn), noMore: make(chan struct{}), slots: make(chan struct{}, limit),
+		changed: make(chan struct{}), conns: map[*conn]struct{}{},
+	}
+}
+
+// serve starts answering with h; register must follow.
+func (d *door) serve(h http.Handler) {
+	d.server = &http.Server{
+		Handler:           d.counted(h),
+		ReadHeaderTimeout: headerLimit,
+		IdleTimeout:       keepAlive,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+		BaseContext:       func(net.Listener) context.Context { return d.ctx },
+	}
+	d.wg.Go(func() { _ = d.server.Serve(doorListener{d}) })
+}
+
+// counted lets close wait for the requests that are being answered.
+func (d *door) counted(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		d.mu.Lock()
+		if d.ctx.Err() != nil { // close counts no more
+			d.mu.Unlock()
+			panic(http.ErrAbortHandler)
+		}
+		d.asked.Add(1)
+		d.mu.Unlock()
+		defer d.asked.Done()
+		h.ServeHTTP(w, r)
+	})
+}
+
+// register makes reg hold for new connections, and listens where it says
+// unless the socket there is this door's already.
+func (d *door) register(reg Sandbox) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	id, err := statSocket(reg.Socket)
+	if d.socket == nil || d.reg.Socket != reg.Socket || err != nil || id != d.inode {
+		l, err := unixsock.Listen(reg.Socket)
+		if err != nil {
+			return fmt.Errorf("sandbox %s: %w", reg.ID, err)
+		}
+		if d.inode, err = statSocket(reg.Socket); err != nil {
+			_ = l.Close()
+			return fmt.Errorf("sandbox %s: %w", reg.ID, err)
+		}
+		if d.socket != nil {
+			_ = d.socket.Close()
+		}
+		d.socket = l
+		d.wg.Go(func() { d.accept(l) })
+	}
+	if reg != d.reg {
+		d.reg = reg
+		close(d.changed)
+		d.changed = make(chan struct{})
+	}
+	return nil
+}
+
+func statSocket(path string) (fileID, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return fileID{}, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return fileID{dev: uint64(st.Dev), ino: st.Ino}, nil //nolint:unconvert // dev is narrower on some platforms
+}
+
+// accept takes connections while there are slots; above that they wait in the
+// kernel, and only this sandbox waits.
+func (d *door) accept(l *net.UnixListener) {
+	for {
+		select {
+		case d.slots <- struct{}{}:
+		case <-d.ctx.Done():
+			return
+		}
+		uc, err := l.AcceptUnix()
+		if err != nil {
+			<-d.slots
+			if errors.Is(err, net.ErrClosed) || !sleep(d.ctx, 50*time.Millisecond) {
+				return
+			}
+			continue // out of descriptors, perhaps
+		}
+		c := &conn{UnixConn: uc, door: d}
+		d.mu.Lock()
+		d.conns[c] = struct{}{}
+		d.mu.Unlock()
+		if d.ctx.Err() != nil { // close may have looked before this one was there
+			_ = c.Close()
+			return
+		}
+		d.wg.Go(func() { d.admit(c) })
+	}
+}
+
+// admit lets a connection in once it has proven who it is.
+func (d *door) admit(c *conn) {
+	if err := d.prove(c); err != nil {
+		d.log.Debug("egress: connection refused", "error", err)
+		_ = c.Close()
+		return
+	}
+	select {
+	case d.ready <- c:
+	case <-d.noMore:
+		_ = c.Close()
+	}
+}
+
+func (d *door) prove(c *conn) error {
+	cred, err := unixsock.PeerCred(c.UnixConn)
+	if err != nil {
+		return err //nolint:wrapcheck // says all
+	}
+	reg, err := d.knownPeer(cred.UID)
+	if err != nil {
+		return err
+	}
+	// Exactly as many bytes as are right, so that none of what follows is read
+	// here and the bare connection can be passed on.
+	want := []byte(preamble + reg.Token + "\n")
+	got := make([]byte, len(want))
+	if err := c.SetReadDeadline(time.Now().Add(preambleLimit)); err != nil {
+		return fmt.Errorf("preamble: %w", err)
+	}
+	if _, err := io.ReadFull(c, got); err != nil {
+		return fmt.Errorf("preamble: %w", err)
+	}
+	if subtle.ConstantTimeCompare(got, want) != 1 {
+		return errors.New("preamble: wrong token")
+	}
+	if err := c.SetReadDeadline(time.Time{}); err != nil {
+		return fmt.Errorf("preamble: %w", err)
+	}
+	return nil
+}
+
+// knownPeer returns the registration by which uid may speak.
+func (d *door) knownPeer(uid uint32) (Sandbox, error) {
+	limit := time.NewTimer(peerLimit)
+	defer limit.Stop()
+	for {
+		d.mu.Lock()
+		reg, changed := d.reg, d.changed
+		d.mu.Unlock()
+		switch reg.judgePeer(uid) {
+		case peerTaken:
+			return reg, nil
+		case peerRefused:
+			return Sandbox{}, fmt.Errorf("peer: uid %d may not speak here", uid)
+		}
+		select {
+		case <-changed:
+		case <-limit.C:
+			return Sandbox{}, errors.New("peer: its uid did not become known")
+		case <-d.ctx.Done():
+			return Sandbox{}, d.ctx.Err() //nolint:wrapcheck // says all
+		}
+	}
+}
+
+// stopListening lets no new connection in; those there are go on.
+func (d *door) stopListening() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.socket != nil {
+		_ = d.socket.Close()
+	}
+}
+
+// drain waits until no request and no tunnel is left, or ctx ends.
+func (d *door) drain(ctx context.Context) {
+	_ = d.server.Shutdown(ctx) // closes idle connections, knows no tunnels
+	for d.open() > 0 && sleep(ctx, 50*time.Millisecond) {
+	}
+}
+
+func (d *door) open() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.conns)
+}
+
+// close ends everything of the sandbox and waits for it.
+func (d *door) close() {
+	d.cancel()
+	d.stopListening()
+	_ = d.server.Close()
+	d.mu.Lock()
+	open := make([]*conn, 0, len(d.conns))
+	for c := range d.conns {
+		open = append(open, c)
+	}
+	d.mu.Unlock()
+	for _, c := range open {
+		_ = c.Close()
+	}
+	d.asked.Wait()
+	d.wg.Wait()
+	if d.closed != nil {
+		d.closed()
+	}
+}
+
+// conn is one connection of a sandbox; closing it gives its slot back.
+type conn struct {
+	*net.UnixConn
+	door *door
+	once sync.Once
+}
+
+// Close implements net.Conn.
+func (c *conn) Close() error {
+	c.once.Do(func() {
+		c.door.mu.Lock()
+		delete(c.door.conns, c)
+		c.door.mu.Unlock()
+		<-c.door.slots
+	})
+	return c.UnixConn.Close() //nolint:wrapcheck // net.Conn's own error
+}
+
+// doorListener gives proven connections to net/http.
+type doorListener struct{ d *door }
+
+// Accept implements net.Listener.
+func (l doorListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.d.ready:
+		return c, nil
+	case <-l.d.noMore:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (l doorListener) Close() error {
+	l.d.noOnce.Do(func() { close(l.d.noMore) })
+	return nil
+}
+
+// Addr implements net.Listener.
+func (l doorListener) Addr() net.Addr { return &net.UnixAddr{Name: "sandbox", Net: "unix"} }
