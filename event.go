@@ -58,6 +58,18 @@ type TextData struct {
 // PhaseData is the data of a phase event.
 type PhaseData struct {
 	Phase Phase `json:"phase"`
+	// Timing comes with the phase generating of a run that had not to wait.
+	Timing *StartTiming `json:"timing,omitempty"`
+}
+
+// StartTiming says what a run's start took, in microseconds.
+type StartTiming struct {
+	// TotalUS is from the request's arrival to the message on the agent's
+	// standard input.
+	TotalUS int64 `json:"total_us"`
+	// EngineUS is the part of it in which the container engine made and
+	// started the container, until the sandbox's shim said hello.
+	EngineUS int64 `json:"engine_us"`
 }
 
 // WarningData is the data of a warning event.

@@ -7,7 +7,7 @@ type Submission struct {
 	Spec RunSpec
 	Kind Kind
 	// Idempotency names an earlier submission that this one may repeat; its
-	// Key is empty when the caller gave none.
+	// Key is empty when the caller gave none. Its tenant is the principal's.
 	Idempotency Idempotency
 	// ResumeIfExists: the session named in the spec is resumed if it exists
 	// and created otherwise.

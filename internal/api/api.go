@@ -1,0 +1,239 @@
+// Package api is the HTTP edge: it turns requests into specs, waits for runs
+// on behalf of callers, and turns runs, events and errors into answers.
+//
+// It owns the wire: paths, status codes, JSON shapes, the stream format, and
+// the checks that keep a web page next door from starting an agent. It promises
+// that every body but a stream's is JSON, that text of an internal error never
+// leaves the server, and that nothing is started by a request that it refuses.
+// It keeps no state that a restart would miss: what happens to runs is decided
+// behind the interfaces Runs, Events and System.
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"iter"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/tomblancdev/stromboli"
+)
+
+// Runs is what the API needs of the runner. All methods see only the
+// principal's tenant: another tenant's run is stromboli.NotFound.
+type Runs interface {
+	// Submit makes a run, durable on return, together with its first event.
+	// With a known idempotency key and the same body it returns the run that
+	// was made before and true; with another body stromboli.KeyReused.
+	Submit(ctx context.Context, p stromboli.Principal, s stromboli.Submission) (run stromboli.Run, existing bool, err error)
+	// Get returns a run as last stored. Once its run.finished event can be
+	// read, Get returns the terminal run, and its session is free.
+	Get(ctx context.Context, p stromboli.Principal, id string) (stromboli.Run, error)
+	// List returns the runs that the filter, whose tenant is not set, selects,
+	// newest first, and the next page's cursor, empty at
+	// the end. A cursor that it didn't make is stromboli.Invalid.
+	List(ctx context.Context, p stromboli.Principal, f stromboli.RunFilter) (runs []stromboli.Run, next string, err error)
+	// Cancel records, durably on return, the wish to end the run. Asked again
+	// before the run has ended it succeeds again; afterwards it returns
+	// stromboli.Conflict.
+	Cancel(ctx context.Context, p stromboli.Principal, id string, reason stromboli.Reason) (stromboli.Run, error)
+}
+
+// Events is what the API needs of the event log. Callers have checked by
+// Runs.Get that the run is the principal's.
+type Events interface {
+	// Follow yields the run's events after a position, waits for new ones, and
+	// ends after run.finished, when ctx ends, or with an error. Where positions
+	// are gone it yields a truncated event.
+	Follow(ctx context.Context, runID string, after int64) iter.Seq2[stromboli.Event, error]
+	// Events returns up to limit stored events after a position, without
+	// waiting; fewer only when there are no more or they are large.
+	Events(ctx context.Context, runID string, after int64, limit int) ([]stromboli.Event, error)
+	// EventData returns one event's whole data.
+	EventData(ctx context.Context, runID string, seq int64) (json.RawMessage, error)
+}
+
+// System tells of the server itself. Its methods answer within seconds.
+type System interface {
+	// Health lists the parts and their state.
+	Health(ctx context.Context) []Component
+	// Ready lists why the server can't take runs; empty when it can.
+	Ready(ctx context.Context) []string
+	// Version describes the build.
+	Version(ctx context.Context) Version
+	// ClaudeStatus says whether there are credentials for the model, and a
+	// sentence about it that is never empty.
+	ClaudeStatus(ctx context.Context) (configured bool, message string)
+}
+
+// Component is one part's health. Error is empty when it is well.
+type Component struct {
+	Name  string
+	Error string
+}
+
+// Version is the answer of GET /version.
+type Version struct {
+	Version      string   `json:"version"`
+	Commit       string   `json:"commit"`
+	Capabilities []string `json:"capabilities"`
+	ClaudeCLI    string   `json:"claude_cli"`
+	Engine       string   `json:"engine"`
+}
+
+// Config makes an API. Runs, Events, System and Log are required; zero
+// durations and sizes get the defaults that their comments name.
+type Config struct {
+	Runs   Runs
+	Events Events
+	System System
+	Log    *slog.Logger
+
+	// Render returns the lines of the assistant's text in one line of the CLI:
+	// nil for lines without a completed text block. It must be deterministic,
+	// since positions within streams count its lines.
+	Render func(line []byte) []string
+	// Visible reports whether a line of the CLI belongs into a stream-json
+	// stream; lines of the control protocol don't. Nil: all do.
+	Visible func(line []byte) bool
+
+	// Authenticate finds out who asks. Nil: authentication is off, everybody
+	// is the default tenant, and the Host header is checked.
+	Authenticate func(*http.Request) (stromboli.Principal, error)
+	// AllowedHosts are names (with or without a port) that requests may be
+	// addressed to while authentication is off, besides loopback and the
+	// address that the connection came in on.
+	AllowedHosts []string
+
+	MaxBody         int64         // bytes of a request body; 10 MiB
+	BodyTimeout     time.Duration // to read a request body; 1 min
+	WriteTimeout    time.Duration // of one write to a client; 30 s
+	Heartbeat       time.Duration // between signs of life in a stream; 15 s
+	DisconnectGrace time.Duration // for a stream's client to come back; 30 s
+	Drain           time.Duration // for requests in flight at the stop; 10 s
+	Retry           time.Duration // told to streams at the stop, ± half; 2 s
+}
+
+// API serves the contract's endpoints.
+type API struct {
+	cfg      Config
+	log      *slog.Logger
+	hosts    hostList
+	mux      *http.ServeMux
+	presence presence
+
+	drainOnce sync.Once
+	stopping  chan struct{} // closed: streams end, no new runs
+}
+
+// New makes an API and starts nothing.
+func New(cfg Config) (*API, error) {
+	if cfg.Runs == nil || cfg.Events == nil || cfg.System == nil || cfg.Log == nil || cfg.Render == nil {
+		return nil, errors.New("api: Runs, Events, System, Log and Render are required")
+	}
+	if cfg.Visible == nil {
+		cfg.Visible = func([]byte) bool { return true }
+	}
+	if cfg.MaxBody == 0 {
+		cfg.MaxBody = 10 << 20
+	}
+	orDefault(&cfg.BodyTimeout, time.Minute)
+	orDefault(&cfg.WriteTimeout, 30*time.Second)
+	orDefault(&cfg.Heartbeat, 15*time.Second)
+	orDefault(&cfg.DisconnectGrace, 30*time.Second)
+	orDefault(&cfg.Drain, 10*time.Second)
+	orDefault(&cfg.Retry, 2*time.Second)
+	hosts, err := newHostList(cfg.AllowedHosts)
+	if err != nil {
+		return nil, err
+	}
+	a := &API{cfg: cfg, log: cfg.Log, hosts: hosts, mux: http.NewServeMux(), stopping: make(chan struct{})}
+	a.presence.runs = make(map[string]*watch)
+	for _, rt := range a.routes() {
+		a.mux.Handle(rt.pattern, a.wrap(rt))
+	}
+	return a, nil
+}
+
+func orDefault(d *time.Duration, v time.Duration) {
+	if *d == 0 {
+		*d = v
+	}
+}
+
+// handler is an endpoint. An error that it returns before it has written
+// anything becomes the answer.
+type handler func(w http.ResponseWriter, r *http.Request, p stromboli.Principal) error
+
+type route struct {
+	pattern string
+	acts    bool // it starts or changes something: foreign pages are refused
+	open    bool // no credentials needed, given ones ignored
+	serve   handler
+}
+
+func (a *API) routes() []route {
+	return []route{
+		{pattern: "POST /run", acts: true, serve: a.run},
+		{pattern: "POST /run/async", acts: true, serve: a.runAsync},
+		{pattern: "GET /run/stream", acts: true, serve: a.runStreamGet},
+		{pattern: "POST /run/stream", acts: true, serve: a.runStreamPost},
+		{pattern: "GET /jobs", serve: a.listJobs},
+		{pattern: "GET /jobs/{id}", serve: a.getJob},
+		{pattern: "DELETE /jobs/{id}", acts: true, serve: a.cancelJob},
+		{pattern: "GET /jobs/{id}/events", serve: a.jobEvents},
+		{pattern: "GET /jobs/{id}/events/{seq}/data", serve: a.eventData},
+		{pattern: "GET /jobs/{id}/stream", serve: a.jobStream},
+		{pattern: "GET /health", open: true, serve: a.health},
+		{pattern: "GET /livez", open: true, serve: a.livez},
+		{pattern: "GET /readyz", open: true, serve: a.readyz},
+		{pattern: "GET /version", serve: a.version},
+		{pattern: "GET /claude/status", serve: a.claudeStatus},
+	}
+}
+
+// wrap puts the checks that depend on the route before its handler.
+func (a *API) wrap(rt route) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := a.admit(rt, w, r); err != nil {
+			a.fail(w, r, err)
+		}
+	})
+}
+
+func (a *API) admit(rt route, w http.ResponseWriter, r *http.Request) error {
+	if rt.acts {
+		if err := checkOrigin(r); err != nil {
+			return err
+		}
+		if err := a.checkContentType(w, r); err != nil {
+			return err
+		}
+	}
+	p := stromboli.Principal{Tenant: stromboli.DefaultTenant}
+	if a.cfg.Authenticate != nil && !rt.open {
+		var err error
+		if p, err = a.cfg.Authenticate(r); err != nil {
+			return err
+		}
+	}
+	return rt.serve(w, r, p)
+}
+
+// Drain makes the server not ready, refuses new runs, and ends the streams
+// with a hint when to come back. It returns at once and may be called again.
+func (a *API) Drain() {
+	a.drainOnce.Do(func() { close(a.stopping) })
+}
+
+func (a *API) draining() bool {
+	select {
+	case <-a.stopping:
+		return true
+	default:
+		return false
+	}
+}

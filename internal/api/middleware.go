@@ -1,0 +1,207 @@
+package api
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/tomblancdev/stromboli"
+)
+
+// Handler returns the whole API: request id, access log, panic guard, Host
+// check and router, from the outside in.
+func (a *API) Handler() http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		id := r.Header.Get("X-Request-ID")
+		if !saneRequestID(id) {
+			id = stromboli.NewToken()
+		}
+		r = r.WithContext(context.WithValue(r.Context(), requestIDKey{}, id))
+		w := &recorder{ResponseWriter: rw}
+		w.Header().Set("X-Request-ID", id)
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		start := time.Now()
+		path := r.URL.Path
+		defer func() {
+			// After a panic the guard has answered, or aborts the connection.
+			a.log.LogAttrs(r.Context(), accessLevel(path), "request",
+				slog.String("request_id", id), slog.String("method", r.Method), slog.String("path", clip(path)),
+				slog.Int("status", w.status), slog.Int64("bytes", w.bytes), slog.Duration("took", time.Since(start)))
+		}()
+		defer a.guard(w, r)
+		a.limitBody(w, r)
+		a.serve(w, r)
+	})
+}
+
+// guard answers 500 for a panic, or cuts the connection when part of another
+// answer is out already.
+func (a *API) guard(w *recorder, r *http.Request) {
+	v := recover()
+	if v == nil {
+		return
+	}
+	if v == http.ErrAbortHandler { //nolint:errorlint // net/http compares it the same way
+		panic(v)
+	}
+	a.log.ErrorContext(r.Context(), "panic in a handler", "request_id", requestID(r), "panic", v, "stack", string(debug.Stack()))
+	if w.status != 0 {
+		panic(http.ErrAbortHandler)
+	}
+	a.fail(w, r, stromboli.Errorf(stromboli.Internal, "panic"))
+}
+
+func (a *API) serve(w *recorder, r *http.Request) {
+	if err := a.checkHeaders(r); err != nil {
+		a.fail(w, r, err)
+		return
+	}
+	cleanPath(r)
+	_, pattern := a.mux.Handler(r)
+	if pattern != "" {
+		a.mux.ServeHTTP(w, r)
+		return
+	}
+	// The mux's own answer says which it is, and which methods are allowed.
+	probe := &probe{header: make(http.Header)}
+	a.mux.ServeHTTP(probe, r)
+	if probe.status == http.StatusMethodNotAllowed {
+		w.Header().Set("Allow", probe.header.Get("Allow"))
+		a.fail(w, r, stromboli.Errorf(stromboli.MethodForbidden, "%s is not allowed here", clip(r.Method)))
+		return
+	}
+	a.fail(w, r, stromboli.Errorf(stromboli.NotFound, "there is nothing at %s", clip(r.URL.Path)))
+}
+
+// checkHeaders refuses requests addressed to another host, and large headers.
+func (a *API) checkHeaders(r *http.Request) error {
+	if a.cfg.Authenticate == nil {
+		if err := a.hosts.check(r); err != nil {
+			return err
+		}
+	}
+	limit := maxOtherHeader
+	if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/run/stream") {
+		limit = maxStreamURL
+	}
+	size := 0
+	for name, values := range r.Header {
+		for _, v := range values {
+			size += len(name) + len(v)
+		}
+	}
+	if len(r.RequestURI) > limit || size > maxOtherHeader {
+		return stromboli.Errorf(codeHeaderTooLarge, "the request's header is too large")
+	}
+	return nil
+}
+
+// cleanPath removes doubled slashes, "." and ".." as the mux would by a
+// redirect, which clients of this API don't follow with a body. Escaped
+// slashes stay part of their segment.
+func cleanPath(r *http.Request) {
+	escaped := r.URL.EscapedPath()
+	if !strings.Contains(escaped, "//") && !strings.Contains(escaped, "/.") {
+		return
+	}
+	var kept []string
+	parts := strings.Split(escaped, "/")
+	for i, p := range parts {
+		switch p {
+		case "", ".":
+			if i == len(parts)-1 && len(kept) > 0 {
+				kept = append(kept, "") // the trailing slash means something
+			}
+		case "..":
+			kept = kept[:max(0, len(kept)-1)]
+		default:
+			kept = append(kept, p)
+		}
+	}
+	clean := "/" + strings.Join(kept, "/")
+	path, err := url.PathUnescape(clean)
+	if err != nil {
+		return // EscapedPath is well-formed; the mux decides
+	}
+	u := *r.URL
+	u.Path, u.RawPath = path, clean
+	r.URL = &u
+}
+
+type requestIDKey struct{}
+
+func requestID(r *http.Request) string {
+	id, _ := r.Context().Value(requestIDKey{}).(string)
+	return id
+}
+
+func saneRequestID(s string) bool {
+	if len(s) < 1 || len(s) > 128 {
+		return false
+	}
+	for _, c := range []byte(s) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '.', c == '_', c == '-':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// accessLevel keeps the probes of orchestrators out of the ordinary log.
+func accessLevel(path string) slog.Level {
+	switch path {
+	case "/health", "/livez", "/readyz":
+		return slog.LevelDebug
+	}
+	return slog.LevelInfo
+}
+
+// clip bounds what a client sent for a log line or a message.
+func clip(s string) string {
+	if len(s) > 200 {
+		return strings.ToValidUTF8(s[:200], "") + "…"
+	}
+	return s
+}
+
+// recorder remembers status and size for the log and for the panic guard.
+type recorder struct {
+	http.ResponseWriter
+	status int
+	bytes  int64
+}
+
+func (w *recorder) WriteHeader(status int) {
+	if w.status == 0 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *recorder) Write(b []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	n, err := w.ResponseWriter.Write(b)
+	w.bytes += int64(n)
+	return n, err
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (w *recorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// probe takes the mux's own 404 or 405 and throws its text away.
+type probe struct {
+	header http.Header
+	status int
+}
+
+func (p *probe) Header() http.Header         { return p.header }
+func (p *probe) Write(b []byte) (int, error) { return len(b), nil }
+func (p *probe) WriteHeader(status int)      { p.status = status }
