@@ -38,6 +38,7 @@ type Config struct {
 	Resources Resources `envPrefix:"STROMBOLI_RESOURCES_"`
 	Runs      Runs      `envPrefix:"STROMBOLI_RUNS_"`
 	Egress    Egress    `envPrefix:"STROMBOLI_EGRESS_"`
+	Jobs      Jobs      `envPrefix:"STROMBOLI_JOBS_"`
 	Log       Log       `envPrefix:"STROMBOLI_LOG_"`
 
 	// QueueMax is how many runs may wait for a free slot; one more is
@@ -107,6 +108,15 @@ type Runs struct {
 	// BackgroundWait is how long a run whose agent has answered waits for
 	// tasks that it left in the background, before it ends them.
 	BackgroundWait time.Duration `env:"BACKGROUND_WAIT" envDefault:"60s"`
+}
+
+// Jobs is how long finished runs are remembered.
+type Jobs struct {
+	// CleanupTTL is the age at which the rows and events of finished runs are
+	// deleted. Sessions stay.
+	CleanupTTL time.Duration `env:"CLEANUP_TTL" envDefault:"24h"`
+	// CleanupInterval is how often that is done.
+	CleanupInterval time.Duration `env:"CLEANUP_INTERVAL" envDefault:"1h"`
 }
 
 // Egress is what sandboxes may reach.
@@ -189,6 +199,10 @@ func (c *Config) validate() error {
 		return errors.New("STROMBOLI_RUNS_BACKGROUND_WAIT: must not be negative")
 	case c.Resources.Timeout < time.Second:
 		return errors.New("STROMBOLI_RESOURCES_TIMEOUT: must be at least 1s")
+	case c.Jobs.CleanupTTL < time.Minute:
+		return errors.New("STROMBOLI_JOBS_CLEANUP_TTL: must be at least 1m")
+	case c.Jobs.CleanupInterval < time.Second:
+		return errors.New("STROMBOLI_JOBS_CLEANUP_INTERVAL: must be at least 1s")
 	case c.OrphanTimeout < time.Second:
 		return errors.New("STROMBOLI_ORPHAN_TIMEOUT: must be at least 1s")
 	case !slices.Contains([]string{"text", "json"}, c.Log.Format):

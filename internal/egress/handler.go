@@ -47,7 +47,7 @@ func newHandler(g *gateway, d *door) *handler {
 		BufferPool:     g.buffers,
 		ErrorLog:       errorLog,
 		ErrorHandler:   h.modelError,
-		ModifyResponse: stripCookies,
+		ModifyResponse: modelAnswer,
 	}
 	h.plain = &httputil.ReverseProxy{
 		Rewrite:       rewritePlain,
@@ -137,8 +137,13 @@ func stripCredentials(h http.Header) {
 	}
 }
 
-func stripCookies(r *http.Response) error {
+// modelAnswer keeps cookies outside, and tells the CLI not to repeat a request
+// whose credential was refused: it has no other, and would try for minutes.
+func modelAnswer(r *http.Response) error {
 	r.Header.Del("Set-Cookie")
+	if r.StatusCode == http.StatusUnauthorized {
+		r.Header.Set("X-Should-Retry", "false")
+	}
 	return nil
 }
 

@@ -219,6 +219,14 @@ func TestModelFailures(t *testing.T) {
 			t.Errorf("%d %s", resp.StatusCode, body)
 		}
 	})
+	t.Run("credential refused", func(t *testing.T) {
+		t.Parallel()
+		u := newUpstream(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) })
+		f := newFixture(t, Config{ModelURL: u.URL})
+		if resp := f.post("/v1/messages", nil); resp.StatusCode != 401 || resp.Header.Get("X-Should-Retry") != "false" {
+			t.Errorf("%d, X-Should-Retry %q", resp.StatusCode, resp.Header.Get("X-Should-Retry"))
+		}
+	})
 	t.Run("cut", func(t *testing.T) {
 		t.Parallel()
 		u := newUpstream(t, func(w http.ResponseWriter, _ *http.Request) {

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxDataDir keeps the sockets below it within the kernel's 107 bytes.
+const maxDataDir = 107 - len("/sb/0123456789abcdef/run/server.sock.0123456789")
+
+// dataDir is the server's directory, held by one server at a time.
+type dataDir struct {
+	path string
+	lock *os.File
+}
+
+// openDataDir makes the directory with mode 0700 and takes its lock.
+func openDataDir(path string) (*dataDir, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, fmt.Errorf("data directory (STROMBOLI_DATA_DIR): %w", err)
+	}
+	// Symlinks in the path would differ from what the engine mounts.
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, fmt.Errorf("data directory (STROMBOLI_DATA_DIR): %w", err)
+	}
+	if len(path) > maxDataDir {
+		return nil, fmt.Errorf("data directory %s: its path is longer than %d bytes, too long for the sockets below it: choose a shorter STROMBOLI_DATA_DIR", path, maxDataDir)
+	}
+	if err := os.Chmod(path, 0o700); err != nil { //nolint:gosec // a directory
+		return nil, fmt.Errorf("data directory %s must belong to the user who runs the server: %w", path, err)
+	}
+	lock, err := os.OpenFile(filepath.Join(path, "lock"), os.O_RDWR|os.O_CREATE, 0o600) //nolint:gosec // our own file
+	if err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = lock.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, errInUse{path: path, address: readAddress(path)}
+		}
+		return nil, fmt.Errorf("locking the data directory: %w", err)
+	}
+	return &dataDir{path: path, lock: lock}, nil
+}
+
+// errInUse tells that another server holds the data directory.
+type errInUse struct{ path, address string }
+
+func (e errInUse) Error() string {
+	at := ""
+	if e.address != "" {
+		at = " at " + e.address
+	}
+	return fmt.Sprintf("another stromboli server%s uses the data directory %s: stop it, or give this one its own by STROMBOLI_DATA_DIR", at, e.path)
+}
+
+// close gives the lock back.
+func (d *dataDir) close() error { return d.lock.Close() }
+
+// writeAddress records where the server listens, for `stromboli run`.
+func (d *dataDir) writeAddress(url string) error {
+	return os.WriteFile(filepath.Join(d.path, "address"), []byte(url+"\n"), 0o600)
+}
+
+func readAddress(path string) string {
+	b, err := os.ReadFile(filepath.Join(path, "address")) //nolint:gosec // our own file
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}

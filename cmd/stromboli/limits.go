@@ -1,0 +1,25 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/tomblancdev/stromboli/internal/config"
+	"github.com/tomblancdev/stromboli/internal/policy"
+	"github.com/tomblancdev/stromboli/internal/sandbox"
+)
+
+// policyConfig reads the limits out of the configuration.
+func policyConfig(cfg *config.Config, image, dataDir string) (policy.Config, error) {
+	memory, err := policy.ParseSize(cfg.Resources.Memory)
+	if err != nil {
+		return policy.Config{}, fmt.Errorf("STROMBOLI_RESOURCES_MEMORY: %w", err)
+	}
+	cpus, err := policy.ParseCPUs(cfg.Resources.CPUs)
+	if err != nil {
+		return policy.Config{}, fmt.Errorf("STROMBOLI_RESOURCES_CPUS: %w", err)
+	}
+	return policy.Config{
+		Image: image, Memory: memory, NanoCPUs: cpus, Timeout: cfg.Resources.Timeout,
+		AllowedVolumes: cfg.Agent.AllowedVolumes, Protected: []string{dataDir}, Home: sandbox.HomePath,
+	}, nil
+}

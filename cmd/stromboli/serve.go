@@ -1,0 +1,309 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tomblancdev/stromboli/internal/api"
+	"github.com/tomblancdev/stromboli/internal/blob"
+	"github.com/tomblancdev/stromboli/internal/claude"
+	"github.com/tomblancdev/stromboli/internal/config"
+	"github.com/tomblancdev/stromboli/internal/egress"
+	"github.com/tomblancdev/stromboli/internal/engine"
+	"github.com/tomblancdev/stromboli/internal/engine/podman"
+	"github.com/tomblancdev/stromboli/internal/eventlog"
+	"github.com/tomblancdev/stromboli/internal/policy"
+	"github.com/tomblancdev/stromboli/internal/runner"
+	"github.com/tomblancdev/stromboli/internal/sandbox"
+	"github.com/tomblancdev/stromboli/internal/setup"
+	"github.com/tomblancdev/stromboli/internal/store"
+)
+
+type serveCommand struct {
+	Demo  bool `help:"Answer with the built-in scripted model instead of Claude; needs no credentials."`
+	Drain bool `help:"When asked to stop, wait for active runs to end instead of leaving them to the next server."`
+}
+
+// Help is shown after the flags.
+func (serveCommand) Help() string {
+	return "Settings come from the environment; see docs/CONFIGURATION.md."
+}
+
+// Run serves until the process is told to stop.
+func (c serveCommand) Run(ctx context.Context, p process) error {
+	cfg, err := config.Load(p.environ)
+	if err != nil {
+		return err
+	}
+	s := server{cfg: cfg, environ: p.environ, demo: c.Demo, drain: c.Drain, log: newLogger(cfg.Log, p), ready: func(url string) {
+		_, _ = fmt.Fprintln(p.stderr, "stromboli: serving at", url)
+	}}
+	return s.serve(ctx)
+}
+
+func newLogger(cfg config.Log, p process) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(cfg.Level)) // validated
+	opts := &slog.HandlerOptions{Level: level}
+	if cfg.Format == "json" {
+		return slog.New(slog.NewJSONHandler(p.stderr, opts))
+	}
+	return slog.New(slog.NewTextHandler(p.stderr, opts))
+}
+
+// server is one server: its settings, and the parts once they are open.
+type server struct {
+	cfg     *config.Config
+	environ []string
+	demo    bool
+	drain   bool
+	log     *slog.Logger
+	ready   func(url string) // called when requests are being answered
+
+	dir    *dataDir
+	store  *store.Store
+	blobs  *blob.Dir
+	engine *podman.Client
+	info   engine.Info
+	egress *egress.Supervisor
+	model  *model
+	boxes  *sandbox.Manager
+	runner *runner.Runner
+	api    *api.API
+}
+
+// serve opens the parts in the order in which they need each other, answers
+// requests until ctx ends, and closes them in the opposite order. Sandboxes
+// and egress go on for the next server.
+func (s *server) serve(ctx context.Context) (err error) {
+	if s.dir, err = openDataDir(s.cfg.DataDir); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.dir.close()) }()
+	if s.store, err = store.Open(ctx, store.Config{Path: filepath.Join(s.dir.path, "stromboli.db")}); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.store.Close()) }()
+	if err := s.open(ctx); err != nil {
+		return err
+	}
+	defer s.engine.Close()
+	defer func() { err = errors.Join(err, s.blobs.Close()) }()
+	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", s.cfg.Server.Address)
+	if err != nil {
+		return fmt.Errorf("listening (STROMBOLI_SERVER_ADDRESS): %w", err)
+	}
+	url := "http://" + ln.Addr().String()
+	if err := s.dir.writeAddress(url); err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	return s.loop(ctx, ln, url)
+}
+
+// loop runs the long-lived parts. Those below, engine and egress, go on until
+// those above have let go of them.
+func (s *server) loop(ctx context.Context, ln net.Listener, url string) error {
+	below, stopBelow := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBelow()
+	var lower errgroup.Group
+	lower.Go(func() error { return s.engine.Run(below) })
+	lower.Go(func() error { return s.egress.Run(below) })
+
+	upper, ctx := errgroup.WithContext(ctx)
+	work, letGo := context.WithCancel(context.WithoutCancel(ctx))
+	defer letGo()
+	if err := s.runner.Recover(ctx); err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	upper.Go(func() error { return s.runner.Run(work) })
+	upper.Go(func() error { return s.forget(ctx) })
+	upper.Go(func() error {
+		defer letGo()
+		err := s.api.Serve(ctx, ln)
+		if s.drain {
+			s.log.Info("waiting for active runs to end")
+			err = errors.Join(err, s.runner.Drain(work))
+		}
+		return err
+	})
+	s.ready(url)
+	err := upper.Wait()
+	stopBelow()
+	if lerr := lower.Wait(); lerr != nil && !errors.Is(lerr, context.Canceled) {
+		err = errors.Join(err, lerr)
+	}
+	s.cleanUp(context.WithoutCancel(ctx))
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// forgetBatch bounds the rows that are deleted in one transaction.
+const forgetBatch = 200
+
+// forget deletes what is remembered for a while only: finished runs and
+// idempotency keys.
+func (s *server) forget(ctx context.Context) error {
+	tick := time.NewTicker(s.cfg.Jobs.CleanupInterval)
+	defer tick.Stop()
+	for {
+		if _, err := s.store.DeleteExpiredIdempotency(ctx); err != nil && ctx.Err() == nil {
+			s.log.WarnContext(ctx, "deleting expired idempotency keys", "error", err)
+		}
+		for {
+			n, err := s.store.DeleteFinishedRuns(ctx, time.Now().Add(-s.cfg.Jobs.CleanupTTL), forgetBatch)
+			if err != nil && ctx.Err() == nil {
+				s.log.WarnContext(ctx, "deleting finished runs", "error", err)
+			}
+			if err != nil || n < forgetBatch {
+				break
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// cleanUp ends the processes that we started, when no sandbox needs them any
+// more: a stopped server leaves nothing behind but what runs.
+func (s *server) cleanUp(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	left, err := s.boxes.Left(ctx)
+	if err != nil || left > 0 {
+		return
+	}
+	if err := egress.NewClient(s.egressDir()).Shutdown(ctx); err != nil {
+		s.log.DebugContext(ctx, "ending egress", "error", err)
+	}
+	if err := s.engine.StopService(ctx); err != nil {
+		s.log.DebugContext(ctx, "ending the engine's service", "error", err)
+	}
+}
+
+// open makes the parts; none of them runs yet.
+func (s *server) open(ctx context.Context) error {
+	shimPath, err := installShim(s.dir.path)
+	if err != nil {
+		return err
+	}
+	if s.blobs, err = blob.Open(filepath.Join(s.dir.path, "blobs")); err != nil {
+		return err
+	}
+	s.engine, err = podman.Open(ctx, podman.OpenConfig{
+		Host: s.cfg.ContainerHost, Dir: filepath.Join(s.dir.path, "engine"), AllowOwnService: true, Environ: s.environ, Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	if s.info, err = s.engine.Info(ctx); err != nil {
+		return err
+	}
+	for _, note := range s.info.Notes {
+		s.log.Warn("engine", "note", note)
+	}
+	cli := &agentCLI{cache: s.cfg.CacheDir, environ: s.environ}
+	if err := cli.check(ctx); err != nil {
+		return err
+	}
+	if err := s.openEgress(); err != nil {
+		return err
+	}
+	image := s.cfg.Agent.Image
+	if image == "" {
+		if image, err = setup.AgentImageName(setup.ImageConfig{Config: setup.Config{CacheDir: s.cfg.CacheDir, Env: s.environ}}); err != nil {
+			return err
+		}
+	}
+	log := eventlog.New(s.store)
+	s.boxes = sandbox.New(sandbox.Config{
+		Engine: s.engine, Info: s.info, DataDir: s.dir.path, Instance: instance(s.dir.path), Shim: shimPath, CLI: cli,
+		Egress: doors{s.egress}, Volumes: s.cfg.Agent.AllowedVolumes,
+		OrphanTimeout: s.cfg.OrphanTimeout, AllowUnenforced: s.cfg.Resources.AllowUnenforced, Logger: s.log,
+	})
+	limits, err := policyConfig(s.cfg, image, s.dir.path)
+	if err != nil {
+		return err
+	}
+	s.runner = runner.New(runner.Config{
+		Store: s.store, Log: log, Sandboxes: s.boxes, Blobs: s.blobs, Model: s.model, Policy: limits,
+		Owner: owner(), MaxRunning: maxRunning(s.cfg, limits), MaxQueued: s.cfg.QueueMax,
+		BackgroundWait: s.cfg.Runs.BackgroundWait, Logger: s.log,
+	})
+	s.api, err = api.New(api.Config{
+		Runs: s.runner, Events: log, System: &system{s}, Log: s.log, Render: claude.AssistantText, Visible: claude.Visible,
+		AllowedHosts: s.cfg.Server.AllowedHosts, MaxBody: s.cfg.Server.MaxBody,
+	})
+	return err
+}
+
+func (s *server) openEgress() error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("finding this program: %w", err)
+	}
+	dir := s.egressDir()
+	s.egress = egress.NewSupervisor(egress.SupervisorConfig{
+		Dir: dir, Command: []string{self, "egress", "--dir", dir}, Env: egressEnv(s.environ),
+		Build: build(self), Log: s.log,
+	})
+	s.model = &model{cfg: s.cfg, environ: s.environ, demo: s.demo, egress: s.egress}
+	return nil
+}
+
+func (s *server) egressDir() string { return filepath.Join(s.dir.path, "egress") }
+
+// egressEnv is what the egress process gets of our environment: no secrets.
+func egressEnv(environ []string) []string {
+	var out []string
+	for _, kv := range environ {
+		name, _, _ := strings.Cut(kv, "=")
+		switch name {
+		case "PATH", "HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "TZ":
+			out = append(out, kv)
+		}
+	}
+	return out
+}
+
+// instance names this server's containers: several servers, each with a data
+// directory of its own, may share one engine.
+func instance(dataDir string) string {
+	return strconv.FormatUint(fnv64(dataDir), 36)
+}
+
+func owner() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "localhost"
+	}
+	return host + "/" + strconv.Itoa(os.Getpid()) + "/" + strconv.FormatInt(time.Now().UnixMilli(), 36)
+}
+
+// maxRunning is how many runs may be active at once: what memory allows, and
+// at most four per CPU.
+func maxRunning(cfg *config.Config, limits policy.Config) int {
+	if cfg.Runs.Max > 0 {
+		return cfg.Runs.Max
+	}
+	n := 4 * runtime.NumCPU()
+	if free := availableMemory(); free > 0 && limits.Memory > 0 {
+		n = min(n, int(free/limits.Memory))
+	}
+	return max(n, 1)
+}

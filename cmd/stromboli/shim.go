@@ -1,0 +1,46 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+//go:embed all:shim
+var shimFiles embed.FS
+
+// installShim writes the embedded shim below the data directory, by its hash:
+// sandboxes of the release before keep mounting theirs.
+func installShim(dataDir string) (string, error) {
+	b, err := shimFiles.ReadFile("shim/stromboli-shim")
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", errors.New("this build has no shim for the sandboxes: build it with `make build`")
+	}
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(b)
+	dir := filepath.Join(dataDir, "shim", hex.EncodeToString(sum[:6]))
+	path := filepath.Join(dir, "stromboli-shim")
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, b) { //nolint:gosec // our own file
+		return path, nil
+	}
+	// A rootless sandbox's root is "other" on this side.
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // below the 0700 data directory
+		return "", fmt.Errorf("installing the shim: %w", err)
+	}
+	temp := path + ".new"
+	if err := os.WriteFile(temp, b, 0o755); err != nil { //nolint:gosec // a program
+		return "", fmt.Errorf("installing the shim: %w", err)
+	}
+	if err := os.Chmod(temp, 0o755); err != nil { //nolint:gosec // whatever the umask is
+		return "", fmt.Errorf("installing the shim: %w", err)
+	}
+	return path, os.Rename(temp, path)
+}

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"hash/fnv"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/api"
+	"github.com/tomblancdev/stromboli/internal/egress"
+	"github.com/tomblancdev/stromboli/internal/setup"
+)
+
+// checkTime bounds one look at a part for health.
+const checkTime = 3 * time.Second
+
+// capabilities are what this server can do beyond the contract, for GET
+// /version.
+func capabilities() []string {
+	return []string{"events", "idempotency", "stream_resume", "run_stream_post", "egress_proxy", "survives_restart"}
+}
+
+// system tells of the server's parts.
+type system struct{ s *server }
+
+// Health looks at each part.
+func (y *system) Health(ctx context.Context) []api.Component {
+	ctx, cancel := context.WithTimeout(ctx, checkTime)
+	defer cancel()
+	parts := []struct {
+		name  string
+		check func(context.Context) error
+	}{
+		{"engine", y.s.engine.Ping},
+		{"store", y.storeAnswers},
+		{"egress", func(ctx context.Context) error {
+			_, err := y.s.egress.Status(ctx)
+			return err
+		}},
+	}
+	out := make([]api.Component, 0, len(parts)+1)
+	for _, p := range parts {
+		c := api.Component{Name: p.name}
+		if err := p.check(ctx); err != nil {
+			c.Error = err.Error()
+		}
+		out = append(out, c)
+	}
+	claude := api.Component{Name: "claude"}
+	if ok, message := y.s.model.status(); !ok {
+		claude.Error = message
+	}
+	return append(out, claude)
+}
+
+func (y *system) storeAnswers(ctx context.Context) error {
+	_, _, err := y.s.store.ListRuns(ctx, stromboli.RunFilter{Tenant: stromboli.DefaultTenant, Limit: 1})
+	return err
+}
+
+// Ready lists why no run could start.
+func (y *system) Ready(ctx context.Context) []string {
+	var reasons []string
+	for _, c := range y.Health(ctx) {
+		if c.Error != "" {
+			reasons = append(reasons, c.Name+": "+c.Error)
+		}
+	}
+	return reasons
+}
+
+// Version describes the build and what it works with.
+func (y *system) Version(context.Context) api.Version {
+	return api.Version{
+		Version: version, Commit: commit, Capabilities: capabilities(),
+		ClaudeCLI: setup.CLIVersion, Engine: y.s.info.Name + " " + y.s.info.Version,
+	}
+}
+
+// ClaudeStatus says whether there is a credential for the model.
+func (y *system) ClaudeStatus(context.Context) (bool, string) { return y.s.model.status() }
+
+// doors adapts the egress supervisor to what sandboxes need of it.
+type doors struct{ supervisor *egress.Supervisor }
+
+// Add opens a sandbox's socket.
+func (d doors) Add(ctx context.Context, id, socket, token string, peerUID uint32) error {
+	return d.supervisor.Add(ctx, egress.Sandbox{ID: id, Socket: socket, Token: token, PeerUID: peerUID, HasPeerUID: true})
+}
+
+// Remove closes it.
+func (d doors) Remove(ctx context.Context, id string) error { return d.supervisor.Remove(ctx, id) }
+
+// agentCLI finds the agent CLI's builds in the cache.
+type agentCLI struct {
+	cache   string
+	environ []string
+}
+
+// check makes sure that the build for most images is there.
+func (a *agentCLI) check(ctx context.Context) error {
+	_, _, err := a.Build(ctx, setup.Glibc)
+	return err
+}
+
+// Build returns the directory of a build; the musl build is fetched when it is
+// first needed.
+func (a *agentCLI) Build(ctx context.Context, libc string) (dir, loader string, err error) {
+	cfg := setup.Config{CacheDir: a.cache, Env: a.environ, Libc: libc}
+	cli, err := setup.CLI(ctx, cfg)
+	if err != nil {
+		return "", "", err
+	}
+	if libc == setup.Musl {
+		if loader, err = setup.MuslLoader(ctx, cfg); err != nil {
+			return "", "", err
+		}
+	}
+	dir, err = filepath.EvalSymlinks(cli.Path)
+	return dir, loader, err
+}
+
+func fnv64(s string) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(s)) // a hash never fails to write
+	return h.Sum64()
+}
+
+// availableMemory is what the kernel says could be used without swapping, in
+// bytes; 0 when it doesn't say.
+func availableMemory() int64 {
+	f, err := os.Open("/proc/meminfo")
+	if err != nil {
+		return 0
+	}
+	defer func() { _ = f.Close() }()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if rest, ok := strings.CutPrefix(s.Text(), "MemAvailable:"); ok {
+			kb, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
+			if err != nil {
+				return 0
+			}
+			return kb << 10
+		}
+	}
+	return 0
+}

@@ -1,0 +1,203 @@
+package runner
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/claude"
+	"github.com/tomblancdev/stromboli/internal/sandbox"
+)
+
+// ended is the outcome of an agent that has exited.
+func (e *execution) ended() stromboli.Outcome {
+	out := e.turn.Outcome(&claude.Exit{
+		Code: e.exit.ExitCode, Signal: e.exit.Signal, OOM: e.exit.OOM, Cause: e.exit.Cause,
+	})
+	if reason := e.wished(); reason != "" {
+		c := e.cancelled(reason)
+		c.Output, c.Usage = out.Output, out.Usage
+		return c
+	}
+	return out
+}
+
+// lost is the outcome of a run whose sandbox is gone.
+func (e *execution) lost() stromboli.Outcome {
+	if e.box != nil && e.box.Overdue() {
+		out := e.turn.Outcome(&claude.Exit{Signal: "SIGKILL", Cause: "deadline"})
+		return out
+	}
+	if reason := e.wished(); reason != "" {
+		return e.cancelled(reason)
+	}
+	out := e.turn.Outcome(nil)
+	out.Status, out.Reason = stromboli.Crashed, stromboli.ReasonLost
+	out.Error = "the run's sandbox is gone: the machine was restarted, or the container was removed by others"
+	if out.CrashInfo == nil {
+		out.CrashInfo = &stromboli.CrashInfo{ExitCode: -1}
+	}
+	out.CrashInfo.Reason = string(stromboli.ReasonLost)
+	return out
+}
+
+func (e *execution) failed(reason stromboli.Reason, err error) stromboli.Outcome {
+	msg := err.Error()
+	if se, ok := errors.AsType[*stromboli.Error](err); ok {
+		msg = se.Message
+	}
+	e.log.Warn("run failed before its agent started", "reason", reason, "error", err)
+	return stromboli.Outcome{Status: stromboli.Failed, Reason: reason, Error: msg}
+}
+
+func (e *execution) cancelled(reason stromboli.Reason) stromboli.Outcome {
+	msg := "the run was cancelled"
+	if reason == stromboli.ReasonDisconnect {
+		msg = "the run was cancelled because its caller went away"
+	}
+	return stromboli.Outcome{Status: stromboli.Cancelled, Reason: reason, Error: msg}
+}
+
+// finish saves the transcript and ends the run in one transaction with its
+// last events. The session is free again from then on.
+func (e *execution) finish(ctx context.Context, out stromboli.Outcome) error {
+	// Once the end is decided a stop of the server doesn't cut it short.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+
+	f := stromboli.RunFinish{Outcome: out}
+	f.Outcome.SessionID = e.row.SessionID
+	f.Events = append(f.Events, event(stromboli.EventPhase, stromboli.PhaseData{Phase: stromboli.PhaseFinishing}))
+	if e.exit != nil && e.exit.Cause == causeBackground {
+		f.Events = append(f.Events, event(stromboli.EventBackgroundEnded, stromboli.BackgroundEndedData{Tasks: e.waitedFor}))
+	}
+	old, err := e.saveTranscript(ctx, &f)
+	if err != nil {
+		return err
+	}
+	err = e.persist(ctx, func() error {
+		e.ending.Lock()
+		defer e.ending.Unlock()
+		if reason := e.wished(); reason != "" && f.Outcome.Status != stromboli.Cancelled {
+			c := e.cancelled(reason)
+			c.Output, c.Usage, c.SessionID = f.Outcome.Output, f.Outcome.Usage, f.Outcome.SessionID
+			f.Outcome = c
+		}
+		_, err := e.r.cfg.Store.FinishRun(ctx, e.id, e.row.Epoch, f)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("recording the run's end: %w", err)
+	}
+	e.r.cfg.Log.Wake(e.id)
+	if old != "" && old != f.Session.TranscriptKey {
+		if err := e.r.cfg.Blobs.Delete(ctx, old); err != nil {
+			e.log.WarnContext(ctx, "deleting the transcript's version before", "error", err)
+		}
+	}
+	return nil
+}
+
+// saveTranscript copies the transcript from the session's home into the blob
+// store and returns the key of the version before.
+func (e *execution) saveTranscript(ctx context.Context, f *stromboli.RunFinish) (old string, err error) {
+	session, err := e.r.cfg.Store.GetSession(ctx, e.row.Tenant, e.row.SessionID)
+	if err != nil {
+		return "", fmt.Errorf("reading the session: %w", err)
+	}
+	f.Session = stromboli.SessionSave{
+		CLISessionID: session.CLISessionID, UID: session.UID, GID: session.GID, ExpectVersion: session.TranscriptVersion,
+	}
+	if e.box == nil {
+		return "", nil
+	}
+	f.Session.UID, f.Session.GID = e.box.UID, e.box.GID
+	if id := e.turn.SessionID(); id != "" {
+		f.Session.CLISessionID = id
+	}
+	home := e.r.cfg.Sandboxes.Home(session.ID, e.box.UID, e.box.GID)
+	key := fmt.Sprintf("transcripts/%s/%d-%s.jsonl", session.ID, session.TranscriptVersion+1, e.id)
+	var unreadable error
+	err = e.persist(ctx, func() error {
+		var src io.ReadCloser
+		if src, unreadable = home.ReadTranscript(f.Session.CLISessionID); unreadable != nil {
+			return nil
+		}
+		defer func() { _ = src.Close() }()
+		_, err := e.r.cfg.Blobs.Put(ctx, key, src)
+		return err
+	})
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("saving the transcript: %w", err)
+	case errors.Is(unreadable, fs.ErrNotExist):
+		return "", nil // the agent died before it said anything
+	case unreadable != nil: // the agent made something else of the file
+		e.warn(f, "transcript_not_saved", unreadable)
+		return "", nil
+	}
+	f.Session.TranscriptKey = key
+	return session.TranscriptKey, nil
+}
+
+func (e *execution) warn(f *stromboli.RunFinish, code string, err error) {
+	w := stromboli.Warning{Code: code, Message: err.Error()}
+	f.Outcome.Warnings = append(f.Outcome.Warnings, w)
+	f.Events = append(f.Events, event(stromboli.EventWarning, stromboli.WarningData(w)))
+}
+
+// putTranscript puts the session's saved transcript into its home.
+func (e *execution) putTranscript(ctx context.Context, session stromboli.Session, home sandbox.Home) error {
+	if session.TranscriptKey == "" {
+		return nil
+	}
+	src, err := e.r.cfg.Blobs.Get(ctx, session.TranscriptKey)
+	if err != nil {
+		return fmt.Errorf("reading the session's transcript: %w", err)
+	}
+	defer func() { _ = src.Close() }()
+	return home.WriteTranscript(session.CLISessionID, src)
+}
+
+// discard removes the sandbox of a run that has ended. The outcome is durable
+// already; what can't be removed now is swept at the next start.
+func (e *execution) discard(ctx context.Context) {
+	if e.row.SandboxID == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	if err := e.r.cfg.Sandboxes.Discard(ctx, e.row.SandboxID); err != nil {
+		e.log.ErrorContext(ctx, "discarding the sandbox", "sandbox", e.row.SandboxID, "error", err)
+	}
+}
+
+// letGo leaves the sandbox running for the next server.
+func (e *execution) letGo() {
+	if e.box == nil {
+		return
+	}
+	if err := e.r.cfg.Sandboxes.Release(e.box); err != nil {
+		e.log.Debug("closing the sandbox's socket", "error", err)
+	}
+}
+
+func event(t stromboli.EventType, data any) stromboli.Event {
+	b, err := json.Marshal(data)
+	if err != nil { // our own types always marshal
+		b = []byte("{}")
+	}
+	return stromboli.Event{Type: t, At: time.Now().UTC(), Data: b}
+}
+
+// messageUUID names the run's message to the CLI, which runs one uuid once.
+func messageUUID(runID string) string {
+	return uuid.NewSHA1(uuid.NameSpaceOID, []byte(runID)).String()
+}

@@ -1,0 +1,297 @@
+// Package runner owns every change of a run's and a session's state: submit,
+// claim, execute, cancel, recover.
+//
+// It promises that a run's agent is started at most once, that every line of
+// its output is stored before the sandbox may forget it, and that each step can
+// be repeated: an execution that a server's death cut off is carried on by the
+// next server with the same calls, and what was done already is done once.
+//
+// It knows nothing of HTTP, and containers only through package sandbox.
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/policy"
+	"github.com/tomblancdev/stromboli/internal/sandbox"
+)
+
+// Store keeps runs and sessions. Every method is durable on return and answers
+// a write with an old epoch with an error that changes nothing.
+type Store interface {
+	CreateRun(ctx context.Context, n stromboli.NewRun) (run stromboli.Run, existing bool, err error)
+	GetRun(ctx context.Context, tenant, id string) (stromboli.Run, error)
+	ListRuns(ctx context.Context, f stromboli.RunFilter) (runs []stromboli.Run, next string, err error)
+	ActiveRuns(ctx context.Context) ([]stromboli.Run, error)
+	ClaimPending(ctx context.Context, owner string) (run stromboli.Run, ok bool, err error)
+	Takeover(ctx context.Context, id, owner string) (epoch int64, err error)
+	UpdateRun(ctx context.Context, id string, epoch int64, u stromboli.RunUpdate) ([]stromboli.Event, error)
+	RequestCancel(ctx context.Context, c stromboli.CancelRequest) (stromboli.Run, error)
+	FinishRun(ctx context.Context, id string, epoch int64, f stromboli.RunFinish) ([]stromboli.Event, error)
+	GetSession(ctx context.Context, tenant, id string) (stromboli.Session, error)
+}
+
+// Log is the event log of runs. Append is durable on return and skips lines
+// whose events are stored already. Wake tells followers of events that came
+// into the store by another way.
+type Log interface {
+	Append(ctx context.Context, runID string, epoch int64, events []stromboli.Event) ([]stromboli.Event, error)
+	Wake(runID string)
+	Events(ctx context.Context, runID string, after int64, limit int) ([]stromboli.Event, error)
+}
+
+// Sandboxes makes sandboxes and finds them again.
+type Sandboxes interface {
+	// Check refuses what no sandbox could be made from, before a run exists.
+	Check(ctx context.Context, p policy.Plan) (sandbox.Plan, error)
+	Create(ctx context.Context, s sandbox.Spec) (*sandbox.Sandbox, error)
+	Adopt(ctx context.Context, id string) (*sandbox.Sandbox, error)
+	// Release lets go of a sandbox, which goes on for the next server.
+	Release(box *sandbox.Sandbox) error
+	Discard(ctx context.Context, id string) error
+	// Sweep discards every sandbox of this server that keep doesn't name.
+	Sweep(ctx context.Context, keep map[string]bool) error
+	Home(sessionID string, uid, gid int) sandbox.Home
+}
+
+// Blobs keeps transcripts. Put is durable on return; Get answers a missing key
+// with fs.ErrNotExist.
+type Blobs interface {
+	Put(ctx context.Context, key string, r io.Reader) (int64, error)
+	Get(ctx context.Context, key string) (io.ReadCloser, error)
+	Delete(ctx context.Context, key string) error
+}
+
+// Model is the model's endpoint as runs see it.
+type Model interface {
+	// Ready makes sure that the endpoint has a credential and returns its
+	// kind. It answers stromboli.NotConfigured when there is none.
+	Ready(ctx context.Context) (kind string, err error)
+}
+
+// Config is what a Runner needs.
+type Config struct {
+	Store     Store
+	Log       Log
+	Sandboxes Sandboxes
+	Blobs     Blobs
+	Model     Model
+	Policy    policy.Config
+
+	Owner          string        // names this server in the rows that it executes
+	MaxRunning     int           // runs executed at once
+	MaxQueued      int           // runs that may wait
+	BackgroundWait time.Duration // how long an answered run waits for background tasks
+	Logger         *slog.Logger
+}
+
+// Runner executes runs.
+type Runner struct {
+	cfg Config
+	log *slog.Logger
+
+	wake chan struct{} // one slot: a run became pending or a slot became free
+
+	mu         sync.Mutex
+	active     map[string]*execution // by run id
+	executions sync.WaitGroup
+	base       context.Context // of the executions; set by Run, ended at stop
+	pending    int             // rows that wait for a slot
+	slots      int             // slots in use
+	draining   bool
+}
+
+// New returns a Runner that does nothing before Run.
+func New(cfg Config) *Runner {
+	return &Runner{
+		cfg:    cfg,
+		log:    cfg.Logger,
+		wake:   make(chan struct{}, 1),
+		active: make(map[string]*execution),
+	}
+}
+
+// Recover takes over what the server before left: active runs go on, and
+// sandboxes that belong to none are discarded. It returns when each run is
+// under way; call it once, before Run and before submissions.
+func (r *Runner) Recover(ctx context.Context) error {
+	runs, err := r.cfg.Store.ActiveRuns(ctx)
+	if err != nil {
+		return fmt.Errorf("reading active runs: %w", err)
+	}
+	keep := make(map[string]bool)
+	var resume []stromboli.Run
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, run := range runs {
+		if run.Status == stromboli.Pending {
+			r.pending++
+			continue
+		}
+		if run.Epoch, err = r.cfg.Store.Takeover(ctx, run.ID, r.cfg.Owner); err != nil {
+			return fmt.Errorf("taking over %s: %w", run.ID, err)
+		}
+		// A sandbox whose agent was never asked for has nothing to lose: it
+		// is swept, and the run gets a new one.
+		if run.AgentStarted {
+			keep[run.SandboxID] = true
+		}
+		resume = append(resume, run)
+	}
+	if err := r.cfg.Sandboxes.Sweep(ctx, keep); err != nil {
+		return fmt.Errorf("sweeping sandboxes of the server before: %w", err)
+	}
+	for _, run := range resume {
+		r.slots++
+		r.active[run.ID] = newExecution(r, run)
+	}
+	return nil
+}
+
+// Run executes runs until ctx ends, then lets go of them: their sandboxes stay
+// and the next server goes on with them. It returns when no execution touches
+// anything any more.
+func (r *Runner) Run(ctx context.Context) error {
+	r.mu.Lock()
+	r.base = ctx
+	for _, e := range r.active {
+		r.launch(e)
+	}
+	r.mu.Unlock()
+
+	for {
+		r.claim(ctx)
+		select {
+		case <-ctx.Done():
+			r.mu.Lock()
+			r.draining = true
+			r.mu.Unlock()
+			r.executions.Wait()
+			return nil
+		case <-r.wake:
+		case <-time.After(5 * time.Second): // a claim that failed is tried again
+		}
+	}
+}
+
+// Drain refuses new runs and waits until the active ones have ended, or ctx.
+func (r *Runner) Drain(ctx context.Context) error {
+	r.mu.Lock()
+	r.draining = true
+	r.mu.Unlock()
+	for {
+		r.mu.Lock()
+		left := len(r.active)
+		r.mu.Unlock()
+		if left == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// launch starts an execution; r.mu is held.
+func (r *Runner) launch(e *execution) {
+	r.executions.Add(1)
+	go func() {
+		defer r.executions.Done()
+		e.run(r.base)
+		r.mu.Lock()
+		delete(r.active, e.id)
+		r.slots--
+		r.mu.Unlock()
+		r.poke()
+	}()
+}
+
+func (r *Runner) poke() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// claim starts pending runs, oldest first, while slots are free.
+func (r *Runner) claim(ctx context.Context) {
+	for ctx.Err() == nil {
+		r.mu.Lock()
+		free := r.slots < r.cfg.MaxRunning && r.pending > 0 && !r.draining
+		if free {
+			r.slots++
+		}
+		r.mu.Unlock()
+		if !free {
+			return
+		}
+		run, ok, err := r.cfg.Store.ClaimPending(ctx, r.cfg.Owner)
+		r.mu.Lock()
+		if err != nil || !ok {
+			r.slots--
+			if !ok && err == nil {
+				r.pending = 0
+			}
+			r.mu.Unlock()
+			if err != nil && ctx.Err() == nil {
+				r.log.ErrorContext(ctx, "claiming a pending run", "error", err)
+			}
+			return
+		}
+		r.pending--
+		e := newExecution(r, run)
+		r.active[run.ID] = e
+		r.launch(e)
+		r.mu.Unlock()
+	}
+}
+
+// Get returns a run of the principal's tenant.
+func (r *Runner) Get(ctx context.Context, p stromboli.Principal, id string) (stromboli.Run, error) {
+	return r.cfg.Store.GetRun(ctx, p.Tenant, id)
+}
+
+// List returns runs, newest first, and the cursor of the next page.
+func (r *Runner) List(ctx context.Context, p stromboli.Principal, f stromboli.RunFilter) ([]stromboli.Run, string, error) {
+	f.Tenant = p.Tenant
+	return r.cfg.Store.ListRuns(ctx, f)
+}
+
+// Cancel records the wish to end a run, durable on return, and has the agent
+// stopped: an interrupt at once, SIGTERM after two seconds, SIGKILL of every
+// process of the agent's two seconds later. It doesn't wait for that.
+func (r *Runner) Cancel(ctx context.Context, p stromboli.Principal, id string, reason stromboli.Reason) (stromboli.Run, error) {
+	r.mu.Lock()
+	e := r.active[id]
+	r.mu.Unlock()
+	req := stromboli.CancelRequest{Tenant: p.Tenant, RunID: id, Reason: reason}
+	if e != nil {
+		return e.requestCancel(ctx, req)
+	}
+	run, err := r.cfg.Store.RequestCancel(ctx, req)
+	if err != nil {
+		return stromboli.Run{}, err
+	}
+	r.cfg.Log.Wake(id)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch e := r.active[id]; {
+	case run.Status == stromboli.Cancelled && r.pending > 0:
+		r.pending--
+	case e != nil: // claimed while we asked
+		e.cancel(run.CancelReason)
+	}
+	return run, nil
+}
+
+// errLetGo ends an execution without a change of the run: the server stops.
+var errLetGo = errors.New("server stops")

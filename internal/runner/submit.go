@@ -1,0 +1,159 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/claude"
+	"github.com/tomblancdev/stromboli/internal/policy"
+)
+
+// Submit checks a spec and makes a run of it, durable on return. The run is
+// already running when a slot was free, else pending. existing is true when
+// the idempotency key named a run that was made before.
+func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.Submission) (run stromboli.Run, existing bool, err error) {
+	now := time.Now()
+	plan, err := policy.Check(s.Spec, r.cfg.Policy)
+	if err != nil {
+		return stromboli.Run{}, false, err
+	}
+	if err := claude.Validate(s.Spec.Claude); err != nil {
+		return stromboli.Run{}, false, err
+	}
+	if _, err := r.cfg.Model.Ready(ctx); err != nil {
+		return stromboli.Run{}, false, err
+	}
+	checked, err := r.cfg.Sandboxes.Check(ctx, plan)
+	if err != nil {
+		return stromboli.Run{}, false, err
+	}
+	n := stromboli.NewRun{
+		Run: stromboli.Run{
+			ID: stromboli.NewRunID(now), Tenant: p.Tenant, CreatedBy: p.Name, Kind: s.Kind, Spec: s.Spec,
+			Owner: r.cfg.Owner, CreatedAt: now, UpdatedAt: now, Warnings: checked.Warnings,
+		},
+		MaxQueued: r.cfg.MaxQueued,
+	}
+	if s.Idempotency.Key != "" {
+		s.Idempotency.Tenant = p.Tenant
+		n.Idempotency = &s.Idempotency
+	}
+	if err := r.session(ctx, p, s, &n); err != nil {
+		return stromboli.Run{}, false, err
+	}
+	return r.create(ctx, n)
+}
+
+// session decides which session the run belongs to.
+func (r *Runner) session(ctx context.Context, p stromboli.Principal, s stromboli.Submission, n *stromboli.NewRun) error {
+	id := s.Spec.Claude.SessionID
+	resume := s.Spec.Claude.Resume
+	if id == "" {
+		id = uuid.NewString()
+	} else if s.ResumeIfExists {
+		switch _, err := r.cfg.Store.GetSession(ctx, p.Tenant, id); {
+		case err == nil:
+			resume = true
+		case !errors.Is(err, stromboli.NotFound):
+			return err
+		}
+	}
+	n.Run.SessionID = id
+	if resume {
+		n.ResumeSession = id
+		n.Run.Spec.Claude.Resume = true
+		return nil
+	}
+	n.CreateSession = &stromboli.Session{
+		ID: id, Tenant: p.Tenant, CreatedBy: p.Name, CLISessionID: id,
+		CreatedAt: n.Run.CreatedAt, UpdatedAt: n.Run.CreatedAt,
+	}
+	return nil
+}
+
+// create inserts the run with a slot of its own when one is free and nobody
+// waits for it, else as pending.
+func (r *Runner) create(ctx context.Context, n stromboli.NewRun) (stromboli.Run, bool, error) {
+	r.mu.Lock()
+	if r.draining || r.base == nil {
+		r.mu.Unlock()
+		return stromboli.Run{}, false, &stromboli.Error{
+			Code: stromboli.Draining, Message: "the server is about to stop and takes no new runs", RetryAfter: 5 * time.Second,
+		}
+	}
+	direct := r.slots < r.cfg.MaxRunning && r.pending == 0
+	if direct {
+		r.slots++
+		n.Run.Status, n.Run.Phase, n.Run.StartedAt = stromboli.Running, stromboli.PhaseCreating, n.Run.CreatedAt
+	} else {
+		r.pending++
+		n.Run.Status, n.Run.Phase = stromboli.Pending, stromboli.PhaseQueued
+	}
+	// The executor must be known before anybody can learn the run's id and
+	// cancel it.
+	e := newExecution(r, n.Run)
+	if direct {
+		r.active[n.Run.ID] = e
+	}
+	r.mu.Unlock()
+
+	n.Events = createdEvents(n.Run)
+	// A caller that goes away during the commit must not leave a row that
+	// nobody executes.
+	run, existing, err := r.cfg.Store.CreateRun(context.WithoutCancel(ctx), n)
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil || existing {
+		if direct {
+			r.slots--
+			delete(r.active, n.Run.ID)
+		} else {
+			r.pending--
+		}
+		return run, existing, err
+	}
+	r.cfg.Log.Wake(run.ID)
+	if direct {
+		e.row, e.accepted = run, n.Run.CreatedAt
+		r.launch(e)
+	} else {
+		r.poke()
+	}
+	return run, false, nil
+}
+
+// createdEvents are a run's first events.
+func createdEvents(run stromboli.Run) []stromboli.Event {
+	events := []stromboli.Event{
+		event(stromboli.EventRunCreated, specSummary(run)),
+		event(stromboli.EventPhase, stromboli.PhaseData{Phase: run.Phase}),
+	}
+	for _, w := range run.Warnings {
+		events = append(events, event(stromboli.EventWarning, stromboli.WarningData(w)))
+	}
+	return events
+}
+
+// createdData is what run.created tells of a spec: enough to recognise the
+// run, without the prompt's text.
+type createdData struct {
+	Kind      stromboli.Kind    `json:"kind"`
+	SessionID string            `json:"session_id"`
+	Resume    bool              `json:"resume"`
+	Workdir   string            `json:"workdir,omitempty"`
+	Image     string            `json:"image,omitempty"`
+	Model     string            `json:"model,omitempty"`
+	Metadata  map[string]string `json:"metadata,omitempty"`
+}
+
+func specSummary(run stromboli.Run) createdData {
+	return createdData{
+		Kind: run.Kind, SessionID: run.SessionID, Resume: run.Spec.Claude.Resume, Workdir: run.Spec.Workdir,
+		Image: run.Spec.Podman.Image, Model: run.Spec.Claude.Model, Metadata: run.Spec.Metadata,
+	}
+}

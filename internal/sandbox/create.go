@@ -1,0 +1,270 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/engine"
+	"github.com/tomblancdev/stromboli/internal/policy"
+	"github.com/tomblancdev/stromboli/internal/shim"
+)
+
+// Spec is a sandbox to be made.
+type Spec struct {
+	ID        string // chosen by the caller, who has recorded it durably
+	RunID     string
+	SessionID string
+	// SessionUID and SessionGID own the session's directories since its last
+	// run; zero before the first.
+	SessionUID, SessionGID int
+	Plan                   policy.Plan
+	// BeforeStart, if set, is called when the session's directories exist and
+	// before any process of the sandbox does.
+	BeforeStart func(Home) error
+}
+
+// cleanupTime bounds the removal of a sandbox that could not be made.
+const cleanupTime = 30 * time.Second
+
+// Create makes a sandbox and returns when its shim has said hello. On an error
+// nothing is left behind.
+func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
+	checked, err := m.Check(ctx, s.Plan)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case m.creating <- struct{}{}:
+		defer func() { <-m.creating }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	// What is half-made is removed whatever becomes of the caller.
+	defer func() {
+		if err != nil {
+			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+			defer cancel()
+			if cerr := m.Discard(clean, s.ID); cerr != nil {
+				m.log.WarnContext(clean, "removing a sandbox that could not be made", "sandbox", s.ID, "error", cerr)
+			}
+		}
+	}()
+	rec := m.record(s, checked)
+	if err := m.directories(s, rec, checked); err != nil {
+		return nil, storage(err)
+	}
+	if s.BeforeStart != nil {
+		if err := s.BeforeStart(m.Home(s.SessionID, rec.UID, rec.GID)); err != nil {
+			return nil, storage(err)
+		}
+	}
+	box, err := m.listen(rec)
+	if err != nil {
+		return nil, err
+	}
+	begin := time.Now()
+	if err := m.startContainer(ctx, s, box, checked); err != nil {
+		return nil, err
+	}
+	uid, err := m.peerUID(ctx, s.ID)
+	if err != nil {
+		return nil, engineError(err)
+	}
+	if err := m.cfg.Egress.Add(ctx, s.ID, m.socket(s.ID, "egress.sock"), rec.Token, uid); err != nil {
+		return nil, fmt.Errorf("giving the sandbox its way out: %w", err)
+	}
+	ready, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	if _, err := box.Peer.Ready(ready); err != nil {
+		return nil, fmt.Errorf("waiting for the sandbox's shim: %w", err)
+	}
+	box.EngineTime = time.Since(begin)
+	return box, m.verifyMounts(ctx, box, checked)
+}
+
+func (m *Manager) record(s Spec, checked Plan) record {
+	uid, gid := checked.UID, checked.GID
+	if checked.ownSession && s.SessionUID > 0 {
+		uid, gid = s.SessionUID, s.SessionGID
+	}
+	return record{
+		ID: s.ID, RunID: s.RunID, Token: stromboli.NewToken(),
+		Image: checked.Image, ImageDigest: checked.facts.Digest, UID: uid, GID: gid,
+		Workdir: checked.Workdir, Home: HomePath, ImageEnv: checked.facts.Env,
+		CLI: cliPath + "/claude", ProxyURL: "http://" + forwardAddr,
+		CreatedAt: time.Now().UTC(), Warnings: checked.Warnings,
+	}
+}
+
+// directories makes what will be mounted.
+func (m *Manager) directories(s Spec, rec record, checked Plan) error {
+	uid, gid := rec.UID, rec.GID
+	if m.cfg.Info.Rootless {
+		uid, gid = -1, -1
+	}
+	for _, name := range []string{"home", "workspace"} {
+		if err := sessionDir(m.sessionPath(s.SessionID, name), uid, gid); err != nil {
+			return err
+		}
+	}
+	dir := m.dir(s.ID)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("making the sandbox's directory: %w", err)
+	}
+	// The container's root may be "other" here; a 0700 parent guards it.
+	if err := mkdirMode(filepath.Join(dir, "run"), 0o711); err != nil {
+		return err
+	}
+	if err := mkdirMode(filepath.Join(dir, "tmp"), 0o777|os.ModeSticky); err != nil {
+		return err
+	}
+	config, err := json.Marshal(shim.Config{
+		Sandbox: rec.ID, Token: rec.Token, OrphanTimeoutMS: m.cfg.OrphanTimeout.Milliseconds(),
+		SpoolLimitBytes: spoolBytes, LineLimitBytes: lineBytes, ForwardAddr: forwardAddr,
+	})
+	if err != nil {
+		return err
+	}
+	saved, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	for name, content := range map[string]struct {
+		data []byte
+		mode os.FileMode
+	}{
+		"run/config.json": {config, 0o644},
+		"sandbox.json":    {saved, 0o600},
+		"passwd":          {[]byte(passwdFor(checked.facts.Passwd, rec.UID, rec.GID, HomePath)), 0o644},
+		"group":           {[]byte(groupFor(checked.facts.Group, rec.GID)), 0o644},
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, content.data, content.mode); err != nil {
+			return fmt.Errorf("writing the sandbox's %s: %w", name, err)
+		}
+		if err := os.Chmod(path, content.mode); err != nil { // whatever the umask is
+			return fmt.Errorf("writing the sandbox's %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func mkdirMode(dir string, mode os.FileMode) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return fmt.Errorf("making the sandbox's directory: %w", err)
+	}
+	return os.Chmod(dir, mode)
+}
+
+func (m *Manager) startContainer(ctx context.Context, s Spec, box *Sandbox, checked Plan) error {
+	libc := "glibc"
+	if !checked.facts.Glibc {
+		libc = "musl"
+	}
+	cli, loader, err := m.cfg.CLI.Build(ctx, libc)
+	if err != nil {
+		return fmt.Errorf("the agent CLI for this image (%s): %w", libc, err)
+	}
+	created, err := m.cfg.Engine.Create(ctx, m.containerSpec(s, box.record, checked, cli, loader))
+	if err != nil {
+		return engineError(err)
+	}
+	for _, w := range created.Warnings {
+		m.log.WarnContext(ctx, "the engine warns", "sandbox", s.ID, "warning", w)
+	}
+	if err := m.cfg.Engine.Start(ctx, created.ID); err != nil {
+		return engineError(err)
+	}
+	box.started.Store(true)
+	return nil
+}
+
+func (m *Manager) containerSpec(s Spec, rec record, checked Plan, cli, loader string) engine.ContainerSpec {
+	dir := m.dir(s.ID)
+	mounts := []engine.Mount{
+		{Source: filepath.Join(dir, "run"), Target: hostPath, ReadOnly: true},
+		{Source: m.cfg.Shim, Target: shimPath, ReadOnly: true},
+		{Source: cli, Target: cliPath, ReadOnly: true},
+		{Source: filepath.Join(dir, "passwd"), Target: "/etc/passwd", ReadOnly: true},
+		{Source: filepath.Join(dir, "group"), Target: "/etc/group", ReadOnly: true},
+		{Source: filepath.Join(dir, "tmp"), Target: "/tmp"},
+		{Source: m.sessionPath(s.SessionID, "home"), Target: HomePath},
+	}
+	if loader != "" && checked.facts.MuslLoader == "" {
+		mounts = append(mounts, engine.Mount{Source: loader, Target: muslLoaderPath(), ReadOnly: true})
+	}
+	if checked.workspaceAt != "" {
+		mounts = append(mounts, engine.Mount{Source: m.sessionPath(s.SessionID, "workspace"), Target: checked.workspaceAt})
+	}
+	for _, v := range checked.mounts {
+		mounts = append(mounts, engine.Mount{Source: v.source, Target: v.target, ReadOnly: v.readOnly})
+	}
+	spec := engine.ContainerSpec{
+		Name: containerName(s.ID), Image: checked.Image,
+		Labels:  map[string]string{labelInstance: m.cfg.Instance, labelSandbox: s.ID, labelRun: s.RunID},
+		Command: []string{shimPath}, User: "0:0", Workdir: "/", Hostname: "sandbox",
+		Mounts: mounts, Tmpfs: []engine.Tmpfs{{Target: runPath, Bytes: tmpfsBytes, Mode: 0o700}},
+		ReadOnlyRoot: true, ShmBytes: shmBytes,
+		CapDrop: []string{"all"}, CapAdd: []string{"SETUID", "SETGID", "KILL"}, NoNewPrivileges: true,
+		Network: engine.NetworkNone, LabelDisable: m.cfg.Info.SELinux,
+		MemoryBytes: s.Plan.MemoryBytes, NanoCPUs: s.Plan.NanoCPUs, CPUShares: s.Plan.CPUShares, PidsLimit: pidsLimit,
+	}
+	if m.cfg.Info.Rootless {
+		spec.UserNS = engine.UserNS{KeepID: true, UID: rec.UID, GID: rec.GID}
+	}
+	if !m.cfg.Info.EnforcesLimits {
+		spec.Nproc = pidsLimit // the one limit that works without cgroups
+	}
+	return spec
+}
+
+// verifyMounts compares what is mounted with what was checked: a path that was
+// swapped in between leads elsewhere.
+func (m *Manager) verifyMounts(ctx context.Context, box *Sandbox, checked Plan) error {
+	if len(checked.mounts) == 0 {
+		return nil
+	}
+	targets := make([]string, len(checked.mounts))
+	for i, v := range checked.mounts {
+		targets[i] = v.target
+	}
+	stats, err := box.Peer.Mounts(ctx, targets, box.UID, box.GID)
+	if err != nil {
+		return fmt.Errorf("verifying the mounts: %w", err)
+	}
+	for i, v := range checked.mounts {
+		if i >= len(stats) || stats[i].Err != "" || stats[i].Dev != v.dev || stats[i].Ino != v.ino {
+			return stromboli.Errorf(stromboli.NotEnforced, "volume %s: what is mounted is not what was checked: the path was changed meanwhile", v.source)
+		}
+	}
+	return nil
+}
+
+// engineError gives an engine's error the code that callers know.
+func engineError(err error) error {
+	switch {
+	case errors.Is(err, engine.ErrUnavailable):
+		return (&stromboli.Error{
+			Code: stromboli.EngineDown, Message: "the container engine doesn't answer", RetryAfter: 5 * time.Second,
+		}).WithCause(err)
+	case errors.Is(err, engine.ErrImageMissing):
+		return stromboli.Errorf(stromboli.ImageMissing, "the image is not on this machine: %w", err)
+	case errors.Is(err, engine.ErrStorageFull):
+		return stromboli.Errorf(stromboli.StorageFull, "the container engine's disk is full: %w", err)
+	}
+	return err
+}
+
+// storage marks an error of the disk that is full.
+func storage(err error) error {
+	if errors.Is(err, errNoSpace) {
+		return stromboli.Errorf(stromboli.StorageFull, "%w", err)
+	}
+	return err
+}

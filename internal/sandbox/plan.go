@@ -1,0 +1,235 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/policy"
+)
+
+// Plan is a policy's plan that was checked against this host: its image, its
+// volumes, and who the agent will be.
+type Plan struct {
+	Image    string
+	Workdir  string
+	UID, GID int // the agent's, in the sandbox
+	Warnings []stromboli.Warning
+
+	facts       facts
+	mounts      []mount
+	workspaceAt string // where the session's own workspace is mounted; empty: nowhere
+	ownSession  bool   // the agent's uid is decided by no volume
+}
+
+// mount is a volume whose source was resolved, with the identity that it had.
+type mount struct {
+	source, target string
+	readOnly       bool
+	dev, ino       uint64
+	uid, gid       int
+	aclUID         map[int]bool // uids that an ACL lets write
+}
+
+// Check refuses what no sandbox could be made from: an image that is missing
+// or can't run the CLI, a volume outside the allowed directories, limits that
+// can't be enforced, an agent that would have to be root.
+func (m *Manager) Check(ctx context.Context, p policy.Plan) (Plan, error) {
+	out := Plan{Image: p.Image, Workdir: p.Workdir}
+	if err := m.enforceable(&out); err != nil {
+		return Plan{}, err
+	}
+	var err error
+	if out.facts, err = m.facts.of(ctx, out.Image); err != nil {
+		return Plan{}, err
+	}
+	if err := out.facts.usable(out.Image); err != nil {
+		return Plan{}, err
+	}
+	for _, v := range p.Mounts {
+		mt, err := m.resolve(v)
+		if err != nil {
+			return Plan{}, err
+		}
+		out.mounts = append(out.mounts, mt)
+	}
+	for i := range out.mounts {
+		if err := m.checkTarget(ctx, &out, p.Mounts[i]); err != nil {
+			return Plan{}, err
+		}
+	}
+	if err := m.placeWorkspace(ctx, &out); err != nil {
+		return Plan{}, err
+	}
+	return out, m.chooseUser(&out)
+}
+
+// enforceable refuses runs whose limits would have no effect, unless the
+// operator has waived them.
+func (m *Manager) enforceable(p *Plan) error {
+	if m.cfg.Info.EnforcesLimits {
+		return nil
+	}
+	const why = "this host's engine enforces no memory, CPU and process limits (rootless on cgroup v1)"
+	if !m.cfg.AllowUnenforced {
+		return stromboli.Errorf(stromboli.NotEnforced, "%s: run the server as root, use a host with cgroup v2, "+
+			"or set STROMBOLI_RESOURCES_ALLOW_UNENFORCED=true to run without them", why)
+	}
+	p.Warnings = append(p.Warnings, stromboli.Warning{Code: string(stromboli.NotEnforced), Message: why + "; the run goes on without them"})
+	return nil
+}
+
+// resolve follows a volume's source through all symlinks and makes sure that
+// what it leads to lies below an allowed directory.
+func (m *Manager) resolve(v policy.Mount) (mount, error) {
+	field := v.Field
+	source, err := filepath.EvalSymlinks(v.Source)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return mount{}, stromboli.FieldError(field, "%s does not exist on the server's host", v.Source)
+		}
+		return mount{}, stromboli.FieldError(field, "%s can't be resolved on the server's host", v.Source)
+	}
+	if !m.allowed(source) {
+		return mount{}, stromboli.FieldError(field, "%s leads to %s, which is outside the allowed directories (STROMBOLI_AGENT_ALLOWED_VOLUMES)", v.Source, source)
+	}
+	info, err := os.Lstat(source)
+	if err != nil {
+		return mount{}, stromboli.FieldError(field, "%s can't be read on the server's host", v.Source)
+	}
+	if !info.IsDir() && !info.Mode().IsRegular() {
+		return mount{}, stromboli.FieldError(field, "%s is neither a directory nor a regular file", v.Source)
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return mount{}, errors.New("this system doesn't tell inodes")
+	}
+	return mount{
+		source: source, target: v.Target, readOnly: v.ReadOnly,
+		dev: st.Dev, ino: st.Ino, uid: int(st.Uid), gid: int(st.Gid), aclUID: writersByACL(source),
+	}, nil
+}
+
+// allowed reports whether a resolved path lies below an allowed directory. The
+// data directory is never given to a sandbox, whatever is allowed.
+func (m *Manager) allowed(source string) bool {
+	if below(source, m.cfg.DataDir) || below(m.cfg.DataDir, source) {
+		return false
+	}
+	for _, root := range m.cfg.Volumes {
+		resolved, err := filepath.EvalSymlinks(root)
+		if err == nil && below(source, resolved) {
+			return true
+		}
+	}
+	return false
+}
+
+// below reports whether p is dir or lies below it; both are clean.
+func below(p, dir string) bool {
+	return p == dir || dir == "/" || strings.HasPrefix(p, dir+"/")
+}
+
+// checkTarget refuses mount points that the engine would have to make inside
+// another volume, or would reach through a symlink of the image.
+func (m *Manager) checkTarget(ctx context.Context, p *Plan, v policy.Mount) error {
+	if v.Within != "" {
+		return p.checkNested(v)
+	}
+	link, err := m.facts.symlink(ctx, p.facts, p.Image, v.Target)
+	if err != nil {
+		return err
+	}
+	if link != "" {
+		return stromboli.FieldError(v.Field, "%s goes through %s, a symlink of the image; name the path that it leads to", v.Target, link)
+	}
+	return nil
+}
+
+// checkNested makes sure that a mount point inside another volume exists.
+func (p *Plan) checkNested(v policy.Mount) error {
+	for _, outer := range p.mounts {
+		if outer.target != v.Within {
+			continue
+		}
+		root, err := os.OpenRoot(outer.source)
+		if err != nil {
+			return stromboli.FieldError(v.Field, "%s lies inside the volume at %s, which is not a directory", v.Target, outer.target)
+		}
+		info, err := root.Stat(strings.TrimPrefix(v.Target, outer.target+"/"))
+		_ = root.Close()
+		if err != nil || !info.IsDir() {
+			return stromboli.FieldError(v.Field, "%s lies inside the volume at %s and is no directory there; create it on the host first", v.Target, outer.target)
+		}
+	}
+	return nil
+}
+
+// placeWorkspace decides where the session's own workspace is mounted: at the
+// working directory if nothing else is there, else at its usual place.
+func (m *Manager) placeWorkspace(ctx context.Context, p *Plan) error {
+	covered := p.covers(p.Workdir) != nil || below(p.Workdir, HomePath) || below(p.Workdir, "/tmp")
+	if !covered && p.Workdir != WorkspacePath {
+		exists, err := m.facts.directory(ctx, p.facts, p.Image, p.Workdir)
+		if err != nil {
+			return err
+		}
+		if !exists {
+			p.workspaceAt = p.Workdir
+			p.Warnings = append(p.Warnings, stromboli.Warning{
+				Code: "workdir_empty",
+				Message: fmt.Sprintf("workdir %s is covered by no volume and is not in the image: the agent works in the session's own directory there; "+
+					"mount one with podman.volumes (below STROMBOLI_AGENT_ALLOWED_VOLUMES)", p.Workdir),
+			})
+			return nil
+		}
+	}
+	for _, v := range p.mounts {
+		if below(v.target, WorkspacePath) || below(WorkspacePath, v.target) {
+			return nil
+		}
+	}
+	p.workspaceAt = WorkspacePath
+	return nil
+}
+
+// covers returns the innermost volume that holds dir, or nil.
+func (p *Plan) covers(dir string) *mount {
+	var best *mount
+	for i := range p.mounts {
+		v := &p.mounts[i]
+		if below(dir, v.target) && (best == nil || len(v.target) > len(best.target)) {
+			best = v
+		}
+	}
+	return best
+}
+
+// chooseUser decides who the agent is: the owner of the workspace, so that
+// what it writes belongs to whom the directory belongs, and never root.
+func (m *Manager) chooseUser(p *Plan) error {
+	p.UID, p.GID, p.ownSession = agentUID, agentUID, true
+	ws := p.covers(path.Clean(p.Workdir))
+	if ws == nil || ws.readOnly || m.cfg.Info.Rootless {
+		return nil
+	}
+	if ws.uid != 0 {
+		p.UID, p.GID, p.ownSession = ws.uid, ws.gid, false
+		if p.GID == 0 {
+			p.GID = p.UID // never root's group
+		}
+		return nil
+	}
+	if ws.aclUID[agentUID] {
+		return nil
+	}
+	return stromboli.FieldError("podman.volumes", "%s belongs to root, and an agent never runs as root: give the directory another owner "+
+		"(chown 1000:1000), let uid %d write by an ACL (setfacl -m u:%d:rwx), or mount it read-only (:ro)", ws.source, agentUID, agentUID)
+}

@@ -1,0 +1,349 @@
+// Package sandbox makes, keeps, finds again and discards sandboxes: a
+// container with the shim as its first process, the directories that are
+// mounted into it, and the two sockets by which it reaches the server and
+// egress. It knows runs only as labels.
+//
+// It promises that a sandbox has no network device but loopback, a read-only
+// root, no capability but the shim's three, and that the agent never has uid
+// 0. It refuses, before anything is made, what could not hold those promises.
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/engine"
+	"github.com/tomblancdev/stromboli/internal/shim"
+)
+
+// Paths in every sandbox.
+const (
+	HomePath      = "/home/agent"
+	WorkspacePath = "/workspace"
+
+	runPath  = "/run/stromboli"
+	hostPath = runPath + "/host"
+	shimPath = runPath + "/shim"
+	cliPath  = "/opt/stromboli/cli"
+
+	forwardAddr = "127.0.0.1:3128"
+
+	// agentUID is the agent's uid where no directory's owner decides it.
+	agentUID = 1000
+
+	// tmpfsBytes holds the spool and nothing else.
+	tmpfsBytes = 96 << 20
+	spoolBytes = 64 << 20
+	lineBytes  = 8 << 20
+	shmBytes   = 64 << 20
+	pidsLimit  = 1024
+
+	labelInstance = "stromboli.instance"
+	labelSandbox  = "stromboli.sandbox"
+	labelRun      = "stromboli.run"
+)
+
+// Egress gives a sandbox its way out. Add returns when the socket exists or
+// will as soon as egress is back.
+type Egress interface {
+	Add(ctx context.Context, id, socket, token string, peerUID uint32) error
+	Remove(ctx context.Context, id string) error
+}
+
+// CLI finds the agent CLI for an image.
+type CLI interface {
+	// Build returns the host directory that holds the build for libc ("glibc"
+	// or "musl"), and for musl the path of the loader to mount where an image
+	// has none.
+	Build(ctx context.Context, libc string) (dir, loader string, err error)
+}
+
+// Config is what a Manager needs.
+type Config struct {
+	Engine        engine.Engine
+	Info          engine.Info
+	DataDir       string // sandboxes and sessions lie below it
+	Instance      string // labels this server's containers
+	Shim          string // host path of the shim's binary
+	CLI           CLI
+	Egress        Egress
+	Volumes       []string // allowed roots
+	OrphanTimeout time.Duration
+	// AllowUnenforced lets sandboxes start whose limits have no effect.
+	AllowUnenforced bool
+	Logger          *slog.Logger
+}
+
+// Manager makes sandboxes.
+type Manager struct {
+	cfg      Config
+	log      *slog.Logger
+	creating chan struct{} // at most two containers are being created at a time
+	facts    *factCache
+
+	mu    sync.Mutex
+	boxes map[string]*Sandbox
+}
+
+// New returns a Manager.
+func New(cfg Config) *Manager {
+	return &Manager{
+		cfg: cfg, log: cfg.Logger,
+		creating: make(chan struct{}, 2),
+		facts:    newFactCache(cfg.Engine, filepath.Join(cfg.DataDir, "images"), cfg.Instance),
+		boxes:    make(map[string]*Sandbox),
+	}
+}
+
+// Sandbox is a running sandbox and the way to its shim.
+type Sandbox struct {
+	record
+	Peer *shim.Peer
+	// EngineTime is how long the engine took to make the container and the
+	// shim to say hello.
+	EngineTime time.Duration
+
+	started atomic.Bool        // the container was started: from then on it may be gone
+	stop    context.CancelFunc // of the peer's accept loop
+	stopped chan struct{}
+	overdue atomic.Bool
+}
+
+// MarkOverdue says that the sandbox is being removed because its time is over.
+func (s *Sandbox) MarkOverdue() { s.overdue.Store(true) }
+
+// Overdue reports whether MarkOverdue was called.
+func (s *Sandbox) Overdue() bool { return s.overdue.Load() }
+
+// record is what a later server must know of a sandbox; it lies in the
+// sandbox's directory.
+type record struct {
+	ID          string
+	RunID       string
+	Token       string
+	Image       string
+	ImageDigest string
+	UID, GID    int
+	Workdir     string
+	Home        string // in the sandbox
+	ImageEnv    []string
+	CLI         string // in the sandbox
+	ProxyURL    string
+	CreatedAt   time.Time
+	Warnings    []stromboli.Warning
+}
+
+func (m *Manager) dir(id string) string { return filepath.Join(m.cfg.DataDir, "sb", id) }
+
+func containerName(id string) string { return "stromboli-" + id }
+
+// Home returns a session's home directory. uid and gid are the agent's in the
+// sandbox.
+func (m *Manager) Home(sessionID string, uid, gid int) Home {
+	if m.cfg.Info.Rootless { // the agent's uid there is our own user on the host
+		uid, gid = -1, -1
+	}
+	return Home{dir: m.sessionPath(sessionID, "home"), uid: uid, gid: gid}
+}
+
+func (m *Manager) sessionPath(sessionID, name string) string {
+	return filepath.Join(m.cfg.DataDir, "sessions", sessionID, name)
+}
+
+// Adopt finds a sandbox of an earlier server again. The error is shim.ErrGone
+// when it runs no more.
+func (m *Manager) Adopt(ctx context.Context, id string) (*Sandbox, error) {
+	b, err := os.ReadFile(filepath.Join(m.dir(id), "sandbox.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("sandbox %s: %w", id, shim.ErrGone)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("sandbox %s: %w", id, err)
+	}
+	var rec record
+	if err := json.Unmarshal(b, &rec); err != nil {
+		return nil, fmt.Errorf("sandbox %s: its record is damaged: %w", id, err)
+	}
+	alive, err := m.alive(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("sandbox %s: %w", id, err)
+	}
+	if !alive {
+		return nil, fmt.Errorf("sandbox %s: %w", id, shim.ErrGone)
+	}
+	box, err := m.listen(rec)
+	if err != nil {
+		return nil, err
+	}
+	box.started.Store(true)
+	uid, err := m.peerUID(ctx, id)
+	if err != nil {
+		return nil, errors.Join(err, m.Release(box))
+	}
+	return box, m.cfg.Egress.Add(ctx, id, m.socket(id, "egress.sock"), rec.Token, uid)
+}
+
+func (m *Manager) socket(id, name string) string { return filepath.Join(m.dir(id), "run", name) }
+
+// listen opens the server's socket of a sandbox and serves it until the
+// sandbox is closed.
+func (m *Manager) listen(rec record) (*Sandbox, error) {
+	ctx, stop := context.WithCancel(context.Background())
+	box := &Sandbox{record: rec, stop: stop, stopped: make(chan struct{})}
+	peer, err := shim.Listen(shim.PeerConfig{
+		Path: m.socket(rec.ID, "server.sock"), SandboxID: rec.ID, Token: rec.Token,
+		PeerUID: func(ctx context.Context) (uint32, error) { return m.peerUID(ctx, rec.ID) },
+		Alive: func(ctx context.Context) (bool, error) {
+			if !box.started.Load() {
+				return true, nil
+			}
+			return m.alive(ctx, rec.ID)
+		},
+		Log: m.log,
+	})
+	if err != nil {
+		stop()
+		return nil, fmt.Errorf("listening for the sandbox: %w", err)
+	}
+	box.Peer = peer
+	go func() {
+		defer close(box.stopped)
+		if err := peer.Run(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, shim.ErrGone) {
+			m.log.Error("serving a sandbox's socket", "sandbox", rec.ID, "error", err)
+		}
+	}()
+	m.mu.Lock()
+	m.boxes[rec.ID] = box
+	m.mu.Unlock()
+	return box, nil
+}
+
+func (s *Sandbox) close() error {
+	s.stop()
+	err := s.Peer.Close()
+	<-s.stopped
+	return err
+}
+
+// Release lets go of a sandbox that goes on for the next server.
+func (m *Manager) Release(box *Sandbox) error {
+	m.mu.Lock()
+	delete(m.boxes, box.ID)
+	m.mu.Unlock()
+	return box.close()
+}
+
+// alive asks the engine whether the sandbox's container runs.
+func (m *Manager) alive(ctx context.Context, id string) (bool, error) {
+	c, err := m.cfg.Engine.Inspect(ctx, containerName(id))
+	switch {
+	case errors.Is(err, engine.ErrNotFound):
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	return c.State == engine.StateRunning || c.State == engine.StatePaused, nil
+}
+
+// peerUID is the uid on the host of the container's root: whoever dials the
+// sandbox's sockets must have it.
+func (m *Manager) peerUID(ctx context.Context, id string) (uint32, error) {
+	if !m.cfg.Info.Rootless {
+		return 0, nil // no user namespace: root is root
+	}
+	c, err := m.cfg.Engine.Inspect(ctx, containerName(id))
+	if err != nil {
+		return 0, err
+	}
+	if c.PID == 0 {
+		return 0, fmt.Errorf("container %s doesn't run", c.Name)
+	}
+	return mappedRoot(c.PID)
+}
+
+// Discard removes a sandbox, its container and its directory. What is gone
+// already is a success.
+func (m *Manager) Discard(ctx context.Context, id string) error {
+	m.mu.Lock()
+	box := m.boxes[id]
+	delete(m.boxes, id)
+	m.mu.Unlock()
+	if box != nil {
+		// A shim that exits by itself makes the removal three times as fast.
+		exit, cancel := context.WithTimeout(ctx, time.Second)
+		if err := box.Peer.Exit(exit); err == nil {
+			_, _ = m.cfg.Engine.Wait(exit, containerName(id))
+		}
+		cancel()
+	}
+	err := m.cfg.Engine.Remove(ctx, containerName(id))
+	if box != nil {
+		err = errors.Join(err, box.close())
+	}
+	if err != nil {
+		return fmt.Errorf("discarding sandbox %s: %w", id, err)
+	}
+	if err := m.cfg.Egress.Remove(ctx, id); err != nil {
+		return fmt.Errorf("discarding sandbox %s: %w", id, err)
+	}
+	if err := removeTree(m.dir(id)); err != nil {
+		return fmt.Errorf("discarding sandbox %s: %w", id, err)
+	}
+	return nil
+}
+
+// Left counts the containers of this server.
+func (m *Manager) Left(ctx context.Context) (int, error) {
+	containers, err := m.cfg.Engine.List(ctx, map[string]string{labelInstance: m.cfg.Instance})
+	return len(containers), err
+}
+
+// Sweep discards every sandbox of this server that keep doesn't name: what a
+// server's death left half-made or half-removed.
+func (m *Manager) Sweep(ctx context.Context, keep map[string]bool) error {
+	left := make(map[string]bool)
+	containers, err := m.cfg.Engine.List(ctx, map[string]string{labelInstance: m.cfg.Instance})
+	if err != nil {
+		return err
+	}
+	for _, c := range containers {
+		if id := c.Labels[labelSandbox]; id != "" {
+			left[id] = true
+		} else if err := m.cfg.Engine.Remove(ctx, c.ID); err != nil { // an image probe
+			m.log.WarnContext(ctx, "removing a container of the server before", "container", c.Name, "error", err)
+		}
+	}
+	entries, err := os.ReadDir(filepath.Join(m.cfg.DataDir, "sb"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		left[e.Name()] = true
+	}
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, 4)
+	for id := range left {
+		if keep[id] {
+			continue
+		}
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			if err := m.Discard(ctx, id); err != nil {
+				m.log.WarnContext(ctx, "removing a sandbox of the server before", "sandbox", id, "error", err)
+			}
+		})
+	}
+	wg.Wait()
+	return nil
+}
