@@ -10,7 +10,9 @@ import (
 
 // idEncoding is base32 in lower case without padding, in the order of the
 // alphabet, so that ids sort by the time of their making.
-var idEncoding = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
+func idEncoding() *base32.Encoding {
+	return base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
+}
 
 const (
 	runPrefix = "run-"
@@ -24,7 +26,7 @@ func NewRunID(now time.Time) string {
 	var b [16]byte
 	binary.BigEndian.PutUint64(b[:8], uint64(now.UnixMilli())<<16)
 	_, _ = rand.Read(b[6:]) // crypto/rand.Read never fails
-	return runPrefix + idEncoding.EncodeToString(b[:])
+	return runPrefix + idEncoding().EncodeToString(b[:])
 }
 
 // NewSandboxID returns a new sandbox id of 16 characters. It is short because
@@ -32,14 +34,14 @@ func NewRunID(now time.Time) string {
 func NewSandboxID() string {
 	var b [10]byte
 	_, _ = rand.Read(b[:])
-	return idEncoding.EncodeToString(b[:])
+	return idEncoding().EncodeToString(b[:])
 }
 
 // NewToken returns 32 characters that nobody can guess.
 func NewToken() string {
 	var b [20]byte
 	_, _ = rand.Read(b[:])
-	return idEncoding.EncodeToString(b[:])
+	return idEncoding().EncodeToString(b[:])
 }
 
 // ParseRunID takes "run-X" or "job-X", two names of the same run, and returns
@@ -54,7 +56,7 @@ func ParseRunID(s string) (string, bool) {
 	if len(x) != idLength {
 		return "", false
 	}
-	if _, err := idEncoding.DecodeString(x); err != nil {
+	if _, err := idEncoding().DecodeString(x); err != nil {
 		return "", false
 	}
 	return runPrefix + x, true

@@ -212,8 +212,12 @@ func TestRunOutcomes(t *testing.T) {
 	addr, _ := serve(t, fake, "127.0.0.1:0")
 	c := dial(t, addr)
 	for _, o := range []stromboli.Outcome{
-		{Status: "completed", StructuredOutput: json.RawMessage(`{"a":1}`)}, {Status: "crashed", Reason: "oom"},
-		{Status: "failed", Reason: "timeout"}, {Status: "failed", Reason: "engine"}, {Status: "failed", Reason: "budget"}, {Status: "cancelled", Reason: "request"},
+		{Status: "completed", StructuredOutput: json.RawMessage(`{"a":1}`)},
+		{Status: "crashed", Reason: "oom"},
+		{Status: "failed", Reason: "timeout"},
+		{Status: "failed", Reason: "engine"},
+		{Status: "failed", Reason: "budget"},
+		{Status: "cancelled", Reason: "request"},
 	} {
 		outcome = o
 		job, err := c.Run(t.Context(), stromboli.RunSpec{Prompt: "p"})

@@ -128,8 +128,8 @@ func (c benchCommand) measure(ctx context.Context, rig *benchRig, engine *podman
 		return nil, err
 	}
 	rig.server = server
-	defer server.stop()
-	idle, err := server.memory()
+	defer server.stop(context.WithoutCancel(ctx))
+	idle, err := server.memory(ctx)
 	if err != nil {
 		return nil, err
 	}

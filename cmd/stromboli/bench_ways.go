@@ -26,7 +26,7 @@ func (r *benchRig) bare(ctx context.Context, round int) (map[string]time.Duratio
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(r.cli, "claude"), cliArgs()...) //nolint:gosec // the pinned CLI
+	cmd := exec.CommandContext(ctx, filepath.Join(r.cli, "claude"), cliArgs()...)
 	cmd.Dir = home
 	cmd.Env = []string{
 		"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=" + home, "ANTHROPIC_API_KEY=placeholder", "ANTHROPIC_BASE_URL=" + r.model,
@@ -67,7 +67,7 @@ func (r *benchRig) podmanRun(ctx context.Context, round int) (map[string]time.Du
 		args = append(args, "--userns", "keep-id:uid=1000,gid=1000")
 	}
 	args = append(args, r.image, "/opt/stromboli/cli/claude")
-	cmd := exec.CommandContext(ctx, r.podman[0], append(args, cliArgs()...)...) //nolint:gosec // podman itself
+	cmd := exec.CommandContext(ctx, r.podman[0], append(args, cliArgs()...)...)
 	cmd.Env = r.env
 	took, err := timed(cmd)
 	return map[string]time.Duration{"podman_run": took}, err
@@ -127,7 +127,7 @@ func startBenchServer(ctx context.Context, rig *benchRig, engine *podman.Client,
 		return nil, err
 	}
 	s := &benchServer{data: filepath.Join(rig.dir, "data")}
-	s.cmd = exec.CommandContext(ctx, self, "serve") //nolint:gosec // this program
+	s.cmd = exec.CommandContext(ctx, self, "serve")
 	s.cmd.Env = append(p.environ[:len(p.environ):len(p.environ)],
 		"STROMBOLI_DATA_DIR="+s.data, "STROMBOLI_SERVER_ADDRESS=127.0.0.1:0", "CONTAINER_HOST=unix://"+engine.Socket(),
 		"ANTHROPIC_API_KEY=bench", "ANTHROPIC_BASE_URL="+rig.model, "STROMBOLI_RUNS_MAX="+strconv.Itoa(runs), "STROMBOLI_LOG_LEVEL=warn")
@@ -136,22 +136,42 @@ func startBenchServer(ctx context.Context, rig *benchRig, engine *podman.Client,
 	if err := s.cmd.Start(); err != nil {
 		return nil, err
 	}
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	err = poll(ctx, 20*time.Second, func() (bool, error) {
 		if s.url = readAddress(s.data); s.url == "" {
-			continue
+			return false, nil
 		}
-		if _, err := s.get(ctx, "/livez"); err == nil {
-			return s, nil
-		}
+		_, err := s.get(ctx, "/livez")
+		return err == nil, nil
+	})
+	if err != nil {
+		s.stop(ctx)
+		return nil, fmt.Errorf("waiting for the server to be measured: %w", err)
 	}
-	s.stop()
-	return nil, fmt.Errorf("the server to be measured doesn't answer")
+	return s, nil
 }
 
-func (s *benchServer) stop() {
+// poll asks every 20 ms until the answer is yes, or for so long.
+func poll(ctx context.Context, limit time.Duration, ask func() (bool, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if ok, err := ask(); ok || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *benchServer) stop(ctx context.Context) {
 	_ = s.cmd.Process.Signal(syscall.SIGTERM)
 	_ = s.cmd.Wait()
-	if pid, err := egressPID(s.data); err == nil { // nobody needs it any more
+	if pid, err := egressPID(ctx, s.data); err == nil { // nobody needs it any more
 		_ = syscall.Kill(pid, syscall.SIGTERM)
 	}
 }
@@ -222,8 +242,8 @@ func (s *benchServer) timing(ctx context.Context, id string) (stromboli.StartTim
 }
 
 // memory is the proportional set size of server and egress in MiB.
-func (s *benchServer) memory() (float64, error) {
-	pid, err := egressPID(s.data)
+func (s *benchServer) memory(ctx context.Context) (float64, error) {
+	pid, err := egressPID(ctx, s.data)
 	if err != nil {
 		return 0, err
 	}
@@ -251,37 +271,28 @@ func (s *benchServer) memoryPerRun(ctx context.Context, n int, idle float64) (fl
 		ids = append(ids, id)
 	}
 	for _, id := range ids {
-		for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		err := poll(ctx, time.Minute, func() (bool, error) {
 			b, err := s.get(ctx, "/jobs/"+id+"/events?after=20&limit=1")
-			if err != nil {
-				return 0, err
-			}
-			if bytes.Contains(b, []byte(`"seq"`)) {
-				break
-			}
-			if time.Now().After(end) {
-				return 0, fmt.Errorf("run %s doesn't stream", id)
-			}
+			return bytes.Contains(b, []byte(`"seq"`)), err
+		})
+		if err != nil {
+			return 0, fmt.Errorf("waiting for run %s to stream: %w", id, err)
 		}
 	}
-	busy, err := s.memory()
+	busy, err := s.memory(ctx)
 	for _, id := range ids {
 		_, derr := s.do(ctx, http.MethodDelete, "/jobs/"+id, nil)
 		if err == nil {
 			err = derr
 		}
 	}
-	s.settle(ctx)
-	return (busy - idle) / float64(n), err
-}
-
-// settle waits until no sandbox is left.
-func (s *benchServer) settle(ctx context.Context) {
-	for end := time.Now().Add(time.Minute); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
-		if left, err := os.ReadDir(filepath.Join(s.data, "sb")); err == nil && len(left) == 0 {
-			return
-		}
+	if err != nil {
+		return 0, err
 	}
+	return (busy - idle) / float64(n), poll(ctx, time.Minute, func() (bool, error) {
+		left, err := os.ReadDir(filepath.Join(s.data, "sb"))
+		return len(left) == 0, err
+	})
 }
 
 func pss(pid int) (float64, error) {

@@ -36,7 +36,7 @@ func openDataDir(path string) (*dataDir, error) {
 	if err := os.Chmod(path, 0o700); err != nil { //nolint:gosec // a directory
 		return nil, fmt.Errorf("data directory %s must belong to the user who runs the server: %w", path, err)
 	}
-	lock, err := os.OpenFile(filepath.Join(path, "lock"), os.O_RDWR|os.O_CREATE, 0o600) //nolint:gosec // our own file
+	lock, err := os.OpenFile(filepath.Join(path, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
@@ -70,7 +70,7 @@ func (d *dataDir) writeAddress(url string) error {
 }
 
 func readAddress(path string) string {
-	b, err := os.ReadFile(filepath.Join(path, "address")) //nolint:gosec // our own file
+	b, err := os.ReadFile(filepath.Join(path, "address"))
 	if err != nil {
 		return ""
 	}

@@ -39,8 +39,8 @@ func build(self string) string {
 }
 
 // egressPID is the process that serves a data directory's sandboxes.
-func egressPID(dataDir string) (int, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+func egressPID(ctx context.Context, dataDir string) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	status, err := egress.NewClient(filepath.Join(dataDir, "egress")).Status(ctx)
 	return status.PID, err

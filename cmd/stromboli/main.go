@@ -17,7 +17,7 @@ import (
 // Set by the linker.
 var (
 	version = "dev"
-	commit  = "unknown"
+	commit  = "unknown" //nolint:gochecknoglobals // the linker can set nothing else
 )
 
 func main() {

@@ -94,7 +94,7 @@ func (s *server) serve(ctx context.Context) (err error) {
 	if s.store, err = store.Open(ctx, store.Config{Path: filepath.Join(s.dir.path, "stromboli.db")}); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.store.Close()) }()
+	defer func() { err = errors.Join(err, s.store.Close()) }() //nolint:contextcheck // closing is not cut short
 	if err := s.open(ctx); err != nil {
 		return err
 	}

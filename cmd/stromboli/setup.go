@@ -54,7 +54,7 @@ func (setupCommand) image(ctx context.Context, p process, cfg *config.Config, ba
 	// come into the store that the server will use.
 	engine, err := podman.Open(ctx, podman.OpenConfig{
 		Host: cfg.ContainerHost, Dir: filepath.Join(cfg.DataDir, "engine"), AllowOwnService: true,
-		Environ: p.environ, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Environ: p.environ, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		return err

@@ -28,7 +28,7 @@ func installShim(dataDir string) (string, error) {
 	sum := sha256.Sum256(b)
 	dir := filepath.Join(dataDir, "shim", hex.EncodeToString(sum[:6]))
 	path := filepath.Join(dir, "stromboli-shim")
-	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, b) { //nolint:gosec // our own file
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, b) {
 		return path, nil
 	}
 	// A rootless sandbox's root is "other" on this side.

@@ -263,11 +263,21 @@ func TestRouter(t *testing.T) {
 		status         int
 		allow, status2 string
 	}{
-		{"GET", "/", 404, "", ""}, {"GET", "/nope", 404, "", ""}, {"POST", "/jobs/", 404, "", "error"}, {"GET", "/run/other", 404, "", "error"},
-		{"GET", "/run", 405, "POST", "error"}, {"PUT", "/jobs", 405, "GET, HEAD", "error"}, {"PATCH", "/jobs/x", 405, "DELETE, GET, HEAD", "error"},
-		{"POST", "/health", 405, "GET, HEAD", ""}, {"HEAD", "/run/stream?prompt=x", 405, "GET, POST", ""},
-		{"GET", "//health", 200, "", "ok"}, {"GET", "///livez", 200, "", "ok"}, {"GET", "/x/../livez", 200, "", "ok"}, {"GET", "/./livez", 200, "", "ok"},
-		{"GET", "/livez/", 404, "", ""}, {"GET", "/%2flivez", 404, "", ""},
+		{"GET", "/", 404, "", ""},
+		{"GET", "/nope", 404, "", ""},
+		{"POST", "/jobs/", 404, "", "error"},
+		{"GET", "/run/other", 404, "", "error"},
+		{"GET", "/run", 405, "POST", "error"},
+		{"PUT", "/jobs", 405, "GET, HEAD", "error"},
+		{"PATCH", "/jobs/x", 405, "DELETE, GET, HEAD", "error"},
+		{"POST", "/health", 405, "GET, HEAD", ""},
+		{"HEAD", "/run/stream?prompt=x", 405, "GET, POST", ""},
+		{"GET", "//health", 200, "", "ok"},
+		{"GET", "///livez", 200, "", "ok"},
+		{"GET", "/x/../livez", 200, "", "ok"},
+		{"GET", "/./livez", 200, "", "ok"},
+		{"GET", "/livez/", 404, "", ""},
+		{"GET", "/%2flivez", 404, "", ""},
 	} {
 		got := s.ask(tt.method, tt.path, "")
 		word, _ := got.body["status"].(string)

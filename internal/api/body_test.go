@@ -22,7 +22,10 @@ func TestBadBodies(t *testing.T) {
 		status int
 		field  string
 	}{
-		{`{"prompt":" \n"}`, 400, "prompt"}, {`{}`, 400, "prompt"}, {`{"prompt":"p","x":1}`, 400, "x"}, {`nope`, 400, ""},
+		{`{"prompt":" \n"}`, 400, "prompt"},
+		{`{}`, 400, "prompt"},
+		{`{"prompt":"p","x":1}`, 400, "x"},
+		{`nope`, 400, ""},
 		{`{"prompt":"p","podman":{"memory":5}}`, 400, "podman.memory"},
 		{`{"prompt":"` + strings.Repeat("p", 2<<20) + `"}`, 413, ""},
 		{`{"prompt":"` + strings.Repeat("p", 1<<20) + `"}`, 200, ""},

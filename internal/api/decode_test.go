@@ -83,7 +83,7 @@ func TestDecodeFaults(t *testing.T) {
 		{`{"signal":` + deep + `}`, "invalid_request", "", "nested"},
 		{`{"promt":"p"}`, "invalid_request", "promt", "unknown field"},
 		{`{"Prompt":"p"}`, "invalid_request", "Prompt", "unknown field"},
-		{`{"claude":{"modle":"p"}}`, "invalid_request", "claude.modle", "unknown field"},
+		{`{"claude":{"mdel":"p"}}`, "invalid_request", "claude.mdel", "unknown field"},
 		{`{"claude":{"signal":1}}`, "invalid_request", "claude.signal", "unknown field"},
 		{`{"a b":{"x":[1,2]},"prompt":"p"}`, "invalid_request", `"a b"`, "unknown field"},
 		{`{"prompt":1}`, "invalid_request", "prompt", "must be a string"},

@@ -148,7 +148,7 @@ func (a *API) answer(w http.ResponseWriter, r *http.Request, status int, v any) 
 	if r.Method == http.MethodHead {
 		return
 	}
-	if _, err := w.Write(b); err != nil {
+	if _, err := w.Write(b); err != nil { //nolint:gosec // JSON, and the type says so
 		a.log.DebugContext(r.Context(), "write an answer", "request_id", requestID(r), "err", err)
 	}
 }

@@ -116,7 +116,7 @@ func (a *API) jobStream(w http.ResponseWriter, r *http.Request, p stromboli.Prin
 		}
 		after = run.LastSeq
 	}
-	if err == nil && !(run.Status.Terminal() && after == run.LastSeq) {
+	if err == nil && (!run.Status.Terminal() || after != run.LastSeq) {
 		err = a.pump(r.Context(), out, run.ID, after, func(ev stromboli.Event) (bool, error) {
 			return ev.Type == stromboli.EventRunFinished, sendEvent(out, ev)
 		})

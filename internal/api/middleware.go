@@ -26,7 +26,7 @@ func (a *API) Handler() http.Handler {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		start := time.Now()
 		path := r.URL.Path
-		defer func() {
+		defer func() { //nolint:contextcheck // the request's, with its id
 			// After a panic the guard has answered, or aborts the connection.
 			a.log.LogAttrs(r.Context(), accessLevel(path), "request",
 				slog.String("request_id", id), slog.String("method", r.Method), slog.String("path", clip(path)),

@@ -45,7 +45,7 @@ func (a *API) run(w http.ResponseWriter, r *http.Request, p stromboli.Principal)
 	if err != nil {
 		return err
 	}
-	run, err := a.submit(r, p, s)
+	run, err := a.submit(r, p, s) //nolint:contextcheck // a caller that leaves must not cut it in two
 	if err != nil {
 		return err
 	}

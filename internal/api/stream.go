@@ -110,7 +110,7 @@ func (a *API) stream(w http.ResponseWriter, r *http.Request, p stromboli.Princip
 	err := s.out.open(s.pos.String())
 	if err == nil {
 		after, _ := s.pos.start()
-		err = a.pump(r.Context(), s.out, run.ID, after, func(ev stromboli.Event) (bool, error) { return s.send(r.Context(), ev) })
+		err = a.pump(r.Context(), s.out, run.ID, after, func(ev stromboli.Event) (bool, error) { return s.send(r.Context(), ev) }) //nolint:contextcheck // it is the request's
 	}
 	here.leave(a.ended(r.Context(), run.ID, err), a.cfg.DisconnectGrace)
 	return nil
@@ -140,6 +140,7 @@ func (s *runStream) send(ctx context.Context, ev stromboli.Event) (last bool, er
 		s.lost = true
 	case stromboli.EventRunFinished:
 		return true, s.finish(ctx, ev)
+	default: // for those who follow the run's events
 	}
 	return false, nil
 }
@@ -259,8 +260,10 @@ func (s *runStream) finish(ctx context.Context, ev stromboli.Event) error {
 		return fmt.Errorf("encode the end of %s: %w", run.ID, err)
 	}
 	return s.out.event(at, "done", b, func() []byte {
-		small := doneData{ID: run.ID, SessionID: r.SessionID, Status: run.Status, Reason: r.Reason, Usage: r.Usage,
-			Warnings: []stromboli.Warning{}, Cut: true, Href: "/jobs/" + stromboli.JobID(run.ID)}
+		small := doneData{
+			ID: run.ID, SessionID: r.SessionID, Status: run.Status, Reason: r.Reason, Usage: r.Usage,
+			Warnings: []stromboli.Warning{}, Cut: true, Href: "/jobs/" + stromboli.JobID(run.ID),
+		}
 		if c := r.CrashInfo; c != nil {
 			small.CrashInfo = &stromboli.CrashInfo{ExitCode: c.ExitCode, Signal: c.Signal, Reason: oneLine(c.Reason, 4<<10), TaskCompleted: c.TaskCompleted}
 		}

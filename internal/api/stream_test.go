@@ -153,8 +153,15 @@ func TestStreamForeignPositions(t *testing.T) {
 		last, query string
 		status      int
 	}{
-		{"5", "", 400}, {"garbage", "", 400}, {id, "", 400}, {id + "/-1", "", 400}, {id + "/1.0", "", 400},
-		{other + "/3", "", 404}, {"", "run=" + other, 404}, {"", "run=nonsense", 404}, {other + "/1", "run=" + id, 400},
+		{"5", "", 400},
+		{"garbage", "", 400},
+		{id, "", 400},
+		{id + "/-1", "", 400},
+		{id + "/1.0", "", 400},
+		{other + "/3", "", 404},
+		{"", "run=" + other, 404},
+		{"", "run=nonsense", 404},
+		{other + "/1", "run=" + id, 400},
 	} {
 		got := s.ask("GET", "/run/stream?prompt=p&"+tt.query, "", "Last-Event-ID: "+tt.last)
 		if got.status != tt.status || got.body["status"] != "error" {

@@ -115,6 +115,7 @@ func toRun(run stromboli.Run, requestID string) (int, runResponse) {
 			status = http.StatusGatewayTimeout
 		case stromboli.ReasonNotConfigured, stromboli.ReasonEngine:
 			status = http.StatusServiceUnavailable
+		default:
 		}
 	}
 	resp.Code, resp.RequestID = string(run.Outcome.Reason), requestID

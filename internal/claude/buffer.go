@@ -38,9 +38,9 @@ func (b *boundedText) add(s string) {
 	}
 }
 
-func (b *boundedText) reset()               { *b = boundedText{} }
-func (b *boundedText) empty() bool          { return len(b.parts) == 0 }
-func (b *boundedText) join(s string) string { return strings.Join(b.parts, s) }
+func (b *boundedText) reset()         { *b = boundedText{} }
+func (b *boundedText) empty() bool    { return len(b.parts) == 0 }
+func (b *boundedText) joined() string { return strings.Join(b.parts, "\n") }
 
 // lineBuffer keeps the first maxOutput bytes of lines.
 type lineBuffer struct {

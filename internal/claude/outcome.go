@@ -80,7 +80,7 @@ func (t *Turn) crash(out *stromboli.Outcome, exit *Exit) {
 	}
 	out.Status = stromboli.Crashed
 	info := &stromboli.CrashInfo{
-		PartialOutput: lastBytes(t.answer.join("\n"), maxPartial),
+		PartialOutput: lastBytes(t.answer.joined(), maxPartial),
 		TaskCompleted: t.results > 0 && !t.last.failed,
 	}
 	out.CrashInfo = info
@@ -151,7 +151,7 @@ func (t *Turn) output() string {
 	}
 	texts := t.texts.parts
 	if !t.Answered() && !t.answer.empty() {
-		texts = append(texts[:len(texts):len(texts)], t.answer.join("\n"))
+		texts = append(texts[:len(texts):len(texts)], t.answer.joined())
 	}
 	return strings.Join(texts, "\n\n")
 }

@@ -61,11 +61,11 @@ func (t *Turn) onResult(o object, line []byte, cut bool) []stromboli.Event {
 	text := t.last.printedText()
 	switch {
 	case t.resumed && !t.last.failed:
-		text = t.answer.join("\n")
+		text = t.answer.joined()
 		events = t.warn(WarnAnswerResumed, "the model's answer was cut and went on in another message; the output joins its parts")
 	case t.last.aborted() && !t.answer.empty():
 		// "Execution error" says less than what the agent had said.
-		text = t.answer.join("\n")
+		text = t.answer.joined()
 	}
 	t.texts.add(text)
 	t.answer.reset()

@@ -149,6 +149,7 @@ func TestSuperseded(t *testing.T) {
 							got = append(got, "text")
 						case stromboli.EventSuperseded:
 							got = append(got, "superseded "+string(e.Data))
+						default:
 						}
 					}
 				}

@@ -132,5 +132,5 @@ func readSmall(path string) ([]byte, error) {
 	if !info.Mode().IsRegular() || info.Size() > maxSecretFile {
 		return nil, fmt.Errorf("%s: not a regular file of at most %d bytes", path, maxSecretFile)
 	}
-	return os.ReadFile(path) //nolint:gosec // the operator names the file
+	return os.ReadFile(path)
 }

@@ -267,7 +267,7 @@ func proxyFailure(w http.ResponseWriter, status int, message string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(status)
-	_, _ = io.WriteString(w, "stromboli egress: "+message+"\n")
+	_, _ = io.WriteString(w, "stromboli egress: "+message+"\n") //nolint:gosec // plain text, and the type says so
 }
 
 // clip bounds what a sandbox can put into a log line or an answer.

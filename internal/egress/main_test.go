@@ -105,7 +105,7 @@ func (f *fixture) registration(id string) Sandbox {
 	return Sandbox{ID: id, Socket: f.socket, Token: testToken, PeerUID: ownUID(), HasPeerUID: true}
 }
 
-func ownUID() uint32 { return uint32(os.Getuid()) } //nolint:gosec // never negative on Linux
+func ownUID() uint32 { return uint32(os.Getuid()) }
 
 // dialSandbox does what the forwarder in a sandbox does.
 func dialSandbox(ctx context.Context, socket string) (net.Conn, error) {

@@ -244,9 +244,19 @@ func TestModelFailures(t *testing.T) {
 func TestConfigValidate(t *testing.T) {
 	t.Parallel()
 	for _, c := range []Config{
-		{ModelURL: "ftp://x"}, {ModelURL: "https://"}, {ModelURL: "https://u:p@x"}, {ModelURL: "https://x?q"}, {ModelURL: "https://x#f"}, {ModelURL: ":"},
-		{Credential: Credential{"magic", "x"}}, {Credential: Credential{APIKey, " "}}, {Credential: Credential{APIKey, "a\nb"}}, {Credential: Credential{None, "x"}},
-		{ExtraHeaders: map[string]string{"a b": "x"}}, {ExtraHeaders: map[string]string{"a": "x\r\ny"}}, {Allow: []string{"x"}},
+		{ModelURL: "ftp://x"},
+		{ModelURL: "https://"},
+		{ModelURL: "https://u:p@x"},
+		{ModelURL: "https://x?q"},
+		{ModelURL: "https://x#f"},
+		{ModelURL: ":"},
+		{Credential: Credential{"magic", "x"}},
+		{Credential: Credential{APIKey, " "}},
+		{Credential: Credential{APIKey, "a\nb"}},
+		{Credential: Credential{None, "x"}},
+		{ExtraHeaders: map[string]string{"a b": "x"}},
+		{ExtraHeaders: map[string]string{"a": "x\r\ny"}},
+		{Allow: []string{"x"}},
 	} {
 		err := c.Validate()
 		if err == nil {

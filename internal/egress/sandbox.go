@@ -273,6 +273,7 @@ func (d *door) knownPeer(uid uint32) (Sandbox, error) {
 			return reg, nil
 		case peerRefused:
 			return Sandbox{}, fmt.Errorf("peer: uid %d may not speak here", uid)
+		case peerUnknown:
 		}
 		select {
 		case <-changed:

@@ -93,7 +93,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		backoff = min(max(2*backoff, 20*time.Millisecond), maxBackoff)
 	}
 	s.reap()
-	return nil
+	return nil //nolint:nilerr // the end of ctx is what ends it
 }
 
 // session is one process's life as seen from here; it returns when that ends.
@@ -157,7 +157,7 @@ func (s *Supervisor) start() error {
 	if st, err := os.Stat(path); err == nil && st.Size() > maxLog {
 		flags |= os.O_TRUNC
 	}
-	out, err := os.OpenFile(path, flags, 0o600) //nolint:gosec // a path of the server's own
+	out, err := os.OpenFile(path, flags, 0o600)
 	if err != nil {
 		return fmt.Errorf("egress: log: %w", err)
 	}
@@ -169,7 +169,7 @@ func (s *Supervisor) start() error {
 	if err != nil {
 		return fmt.Errorf("egress: start: %w", err)
 	}
-	cmd := exec.Command(program, s.cfg.Command[1:]...) //nolint:gosec,noctx // the caller's command, which outlives every context here
+	cmd := exec.Command(program, s.cfg.Command[1:]...) //nolint:noctx // the caller's command, which outlives every context here
 	cmd.Dir = s.cfg.Dir
 	cmd.Env = s.cfg.Env
 	if cmd.Env == nil {

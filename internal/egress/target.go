@@ -38,7 +38,7 @@ func (e *refusedError) Error() string { return errRefused.Error() + ": " + e.cau
 func (e *refusedError) Unwrap() error { return e.cause }
 
 // Is makes every refusedError an errRefused.
-func (e *refusedError) Is(target error) bool { return target == errRefused } //nolint:errorlint // identity is meant
+func (e *refusedError) Is(target error) bool { return target == errRefused }
 
 // dialer connects to targets that the address policy permits.
 type dialer struct {

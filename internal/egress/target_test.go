@@ -65,8 +65,13 @@ func TestParseAllow(t *testing.T) {
 		port uint16
 		want bool
 	}{
-		{"10.1.2.3", 80, true}, {"10.1.2.3", 81, false}, {"10.1.2.4", 80, false}, {"fd00::1", 22, true}, {"192.168.7.7", 8080, true},
-		{"192.169.0.1", 8080, false}, {"fd01::7", 9, true},
+		{"10.1.2.3", 80, true},
+		{"10.1.2.3", 81, false},
+		{"10.1.2.4", 80, false},
+		{"fd00::1", 22, true},
+		{"192.168.7.7", 8080, true},
+		{"192.169.0.1", 8080, false},
+		{"fd01::7", 9, true},
 	} {
 		if got := list.addressed(netip.MustParseAddr(c.addr), c.port); got != c.want {
 			t.Errorf("addressed(%s, %d) = %v", c.addr, c.port, got)

@@ -152,7 +152,10 @@ func TestEndOfContextAndOfReader(t *testing.T) {
 	if n != 2 || !errors.Is(last, context.Canceled) {
 		t.Errorf("%d pairs, last error %v", n, last)
 	}
-	for range l.Follow(t.Context(), id, 0) {
+	for _, err := range l.Follow(t.Context(), id, 0) {
+		if err != nil {
+			t.Error(err)
+		}
 		break
 	}
 	if got := l.Followed(); got != 0 {
@@ -237,7 +240,7 @@ func TestFollowers(t *testing.T) {
 		var total atomic.Int64
 		var writing sync.WaitGroup
 		for w := range writers {
-			rnd := rand.New(rand.NewPCG(uint64(w), 1)) //nolint:gosec // sizes of a test
+			rnd := rand.New(rand.NewPCG(uint64(w), 1))
 			writing.Go(func() {
 				for range batches {
 					events := make([]stromboli.Event, 1+rnd.IntN(8))
@@ -257,7 +260,7 @@ func TestFollowers(t *testing.T) {
 			})
 		}
 		for range followers {
-			rnd := rand.New(rand.NewPCG(rand.Uint64(), 2)) //nolint:gosec // moments of a test
+			rnd := rand.New(rand.NewPCG(rand.Uint64(), 2))
 			wg.Go(func() { followInPieces(t, s, l, id, rnd, &total) })
 		}
 		wg.Go(func() {

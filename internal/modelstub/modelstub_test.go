@@ -201,7 +201,7 @@ func TestWholeAnswersAndErrands(t *testing.T) {
 	if !a.whole || a.text == "" {
 		t.Errorf("a title: %+v", a)
 	}
-	counted, err := srv.Client().Post(srv.URL+"/v1/messages/count_tokens", "application/json", strings.NewReader(`{"messages":[{"role":"user","content":"x"}]}`)) //nolint:noctx // a test
+	counted, err := srv.Client().Post(srv.URL+"/v1/messages/count_tokens", "application/json", strings.NewReader(`{"messages":[{"role":"user","content":"x"}]}`))
 	if err != nil {
 		t.Fatal(err)
 	}

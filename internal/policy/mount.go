@@ -30,7 +30,10 @@ type Mount struct {
 // reserved are the places of the sandbox that are the server's or the
 // kernel's: no volume at, above or below them.
 func reserved() []string {
-	return []string{"/run/stromboli", "/opt/stromboli", "/proc", "/sys", "/dev", "/etc/passwd", "/etc/group"}
+	return []string{
+		"/run/stromboli", "/opt/stromboli", "/proc", "/sys", "/dev",
+		"/etc/passwd", "/etc/group", "/etc/hosts", "/etc/resolv.conf",
+	}
 }
 
 // whole are directories that a volume must not replace as a whole; below them

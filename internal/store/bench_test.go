@@ -110,7 +110,8 @@ func TestPlans(t *testing.T) {
 	s := open(t, store.Config{})
 	page, cursor := "default", "1.1"
 	for _, f := range []stromboli.RunFilter{
-		{}, {Cursor: cursor},
+		{},
+		{Cursor: cursor},
 		{Kinds: []stromboli.Kind{stromboli.KindAsync}, Cursor: cursor},
 		{Kinds: []stromboli.Kind{stromboli.KindAsync, stromboli.KindSync}, Statuses: []stromboli.Status{stromboli.Failed}},
 		{SessionID: "s", Cursor: cursor},

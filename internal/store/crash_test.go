@@ -81,7 +81,7 @@ func crashChild() bool {
 func TestKill(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	rnd := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // moments of a test
+	rnd := rand.New(rand.NewPCG(seed, 0))
 	path := filepath.Join(t.TempDir(), "stromboli.db")
 	acked := map[string]int64{} // run → newest sequence
 	kills := 8
@@ -104,7 +104,7 @@ func TestKill(t *testing.T) {
 
 func writeUntilKilled(t *testing.T, path string, after time.Duration, acked map[string]int64) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^$") //nolint:gosec // this test's own binary
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^$")
 	cmd.Env = append(os.Environ(), crashEnv+"="+path)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()

@@ -145,7 +145,7 @@ func (s *Store) dsn(busy time.Duration, mode string, pragmas ...string) string {
 // touch makes the file, for its owner alone: the files that SQLite puts beside
 // it inherit its mode.
 func touch(path string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_EXCL, 0o600) //nolint:gosec // the operator names the path
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		return nil
 	}

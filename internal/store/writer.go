@@ -229,7 +229,7 @@ func (t *tx) prepare(query string) (*sql.Stmt, error) {
 	if st, ok := t.stmts[query]; ok {
 		return st, nil
 	}
-	st, err := t.conn.PrepareContext(t.ctx, query) //nolint:sqlclosecheck // closed with the connection
+	st, err := t.conn.PrepareContext(t.ctx, query)
 	if err != nil {
 		return nil, err
 	}

@@ -38,7 +38,7 @@ func TestListenAndDial(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer conn.Close()
+			defer func() { _ = conn.Close() }()
 			cred, err := unixsock.PeerCred(conn)
 			if err != nil {
 				t.Fatal(err)
@@ -71,7 +71,7 @@ func TestTakeover(t *testing.T) {
 	if err != nil {
 		t.Fatalf("the predecessor's close took the path away: %v", err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	if got, _ := io.ReadAll(conn); string(got) != "second" {
 		t.Errorf("got %q, want the successor's answer", got)
 	}

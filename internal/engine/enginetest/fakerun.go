@@ -29,7 +29,7 @@ func (f *Fake) Start(ctx context.Context, id string) error {
 			return &engine.Error{Op: "start container " + id, Status: 500, Message: c.spec.Command[0] + ": no such file or directory"}
 		}
 	}
-	//nolint:contextcheck // the program outlives the call, as a container does
+
 	running, kill := context.WithCancel(context.WithoutCancel(ctx))
 	c.kill, c.killed = kill, false
 	f.serial++

@@ -107,12 +107,12 @@ func (s *Suite) Run(ctx context.Context, tb testing.TB, spec engine.ContainerSpe
 func Shared(tb testing.TB) (string, engine.Mount) {
 	tb.Helper()
 	dir := tb.TempDir()
-	if err := os.Chmod(dir, 0o777); err != nil { //nolint:gosec // the container's root is another user, rootless
+	if err := os.Chmod(dir, 0o777); err != nil {
 		tb.Fatal(err)
 	}
 	// A rootless container's root must get there as well.
 	for up := filepath.Dir(dir); strings.HasPrefix(up, os.TempDir()+"/"); up = filepath.Dir(up) {
-		_ = os.Chmod(up, 0o755) //nolint:gosec // only what the testing package made
+		_ = os.Chmod(up, 0o755)
 	}
 	return dir, engine.Mount{Source: dir, Target: "/out"}
 }

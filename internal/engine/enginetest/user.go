@@ -43,7 +43,7 @@ func NewUser(tb testing.TB) *User {
 	// The comment names the process that owns the user, for sweepUsers.
 	must(tb, "useradd", "--create-home", "--home-dir", u.Home, "--shell", "/bin/sh", "--user-group",
 		"--comment", "test user of pid "+strconv.Itoa(os.Getpid()), u.Name)
-	if err := os.Chmod(u.Home, 0o711); err != nil { //nolint:gosec // containers' root is another user and must pass
+	if err := os.Chmod(u.Home, 0o711); err != nil {
 		tb.Fatal(err)
 	}
 	entry, err := user.Lookup(u.Name)
@@ -59,7 +59,7 @@ func NewUser(tb testing.TB) *User {
 		}
 	}
 	u.Dir = filepath.Join(u.Home, "d")
-	if err := errors.Join(os.Mkdir(u.Dir, 0o711), os.Chown(u.Dir, u.UID, u.GID)); err != nil { //nolint:gosec // as above
+	if err := errors.Join(os.Mkdir(u.Dir, 0o711), os.Chown(u.Dir, u.UID, u.GID)); err != nil {
 		tb.Fatal(err)
 	}
 	return u
@@ -68,13 +68,13 @@ func NewUser(tb testing.TB) *User {
 // Command is a command that runs as the user, in its home, with nothing but
 // its own environment and env.
 func (u *User) Command(ctx context.Context, env []string, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // tests say what
+	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = u.Home
 	cmd.Env = append([]string{
 		"HOME=" + u.Home, "USER=" + u.Name, "LOGNAME=" + u.Name, "PATH=/usr/local/bin:/usr/bin:/bin", "TMPDIR=" + u.Dir,
 	}, env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{
-		Uid: uint32(u.UID), Gid: uint32(u.GID), //nolint:gosec // ids of a user
+		Uid: uint32(u.UID), Gid: uint32(u.GID),
 	}, Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
@@ -153,7 +153,7 @@ func killAll(ids []idRange) int {
 
 // processUID reads a process's real uid; false for one that is gone or a zombie.
 func processUID(dir string) (int, bool) {
-	data, err := os.ReadFile(dir + "/status") //nolint:gosec // below /proc
+	data, err := os.ReadFile(dir + "/status")
 	if err != nil || strings.Contains(string(data), "State:\tZ") {
 		return 0, false
 	}
@@ -195,7 +195,7 @@ func must(tb testing.TB, name string, args ...string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	WaitFor(ctx, tb, name, func() bool {
-		cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // fixed names
+		cmd := exec.CommandContext(ctx, name, args...)
 		cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
 		out, err := cmd.CombinedOutput()
 		if err != nil && !strings.Contains(string(out), "lock") {

@@ -121,7 +121,7 @@ func userStoreUsable(ctx context.Context, podman string, env map[string]string, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, queryLimit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, podman, "info", "--format", "{{.Store.GraphDriverName}}") //nolint:gosec // podman itself
+	cmd := exec.CommandContext(ctx, podman, "info", "--format", "{{.Store.GraphDriverName}}")
 	cmd.Env = environ
 	cmd.WaitDelay = time.Second
 	out, err := cmd.Output()
@@ -130,7 +130,7 @@ func userStoreUsable(ctx context.Context, podman string, env map[string]string, 
 
 // wantsOverlay reports whether a storage.conf names the overlay driver.
 func wantsOverlay(file string) bool {
-	data, err := os.ReadFile(file) //nolint:gosec // the place where Podman itself reads
+	data, err := os.ReadFile(file)
 	if err != nil {
 		return false
 	}

@@ -58,7 +58,7 @@ func settings(f hostFacts, p places) []setting {
 func containersConf(f hostFacts, p places, env map[string]string, log *slog.Logger) string {
 	conf := &confFile{}
 	for _, file := range confFiles(f, env) {
-		data, err := os.ReadFile(file) //nolint:gosec // the places where Podman itself reads
+		data, err := os.ReadFile(file)
 		if err != nil {
 			continue
 		}

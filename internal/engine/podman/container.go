@@ -25,7 +25,7 @@ func (c *Client) Create(ctx context.Context, spec engine.ContainerSpec) (engine.
 		ID       string   `json:"Id"`
 		Warnings []string `json:"Warnings"`
 	}
-	_, err := c.call(ctx, request{
+	err := c.call(ctx, request{
 		op: "create container " + spec.Name, method: http.MethodPost, path: "/containers/create",
 		body: c.wireSpec(spec), limit: changeLimit, missing: engine.ErrImageMissing,
 	}, &out)
@@ -34,7 +34,7 @@ func (c *Client) Create(ctx context.Context, spec engine.ContainerSpec) (engine.
 
 // Start implements engine.Containers.
 func (c *Client) Start(ctx context.Context, id string) error {
-	_, err := c.call(ctx, request{
+	err := c.call(ctx, request{
 		op: "start container " + id, method: http.MethodPost, path: containerPath(id, "/start"),
 		limit: changeLimit, also: http.StatusNotModified,
 	}, nil)
@@ -57,7 +57,7 @@ func (c *Client) Wait(ctx context.Context, id string) (int, error) {
 	for {
 		began := time.Now()
 		var code int
-		_, err := c.call(ctx, r, &code)
+		err := c.call(ctx, r, &code)
 		if err == nil || !errors.Is(err, engine.ErrUnavailable) {
 			return code, err
 		}
@@ -72,7 +72,7 @@ func (c *Client) Wait(ctx context.Context, id string) (int, error) {
 
 // Kill implements engine.Containers.
 func (c *Client) Kill(ctx context.Context, id, signal string) error {
-	_, err := c.call(ctx, request{
+	err := c.call(ctx, request{
 		op: "kill container " + id, method: http.MethodPost, path: containerPath(id, "/kill"),
 		query: url.Values{"signal": {signal}}, limit: changeLimit,
 	}, nil)
@@ -81,7 +81,7 @@ func (c *Client) Kill(ctx context.Context, id, signal string) error {
 
 // Stop implements engine.Containers.
 func (c *Client) Stop(ctx context.Context, id string, grace time.Duration) error {
-	_, err := c.call(ctx, request{
+	err := c.call(ctx, request{
 		op: "stop container " + id, method: http.MethodPost, path: containerPath(id, "/stop"),
 		query: url.Values{"timeout": {seconds(grace)}}, limit: changeLimit + grace, also: http.StatusNotModified,
 	}, nil)

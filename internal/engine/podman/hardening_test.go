@@ -23,11 +23,11 @@ func testHardening(t *testing.T, s *enginetest.Suite, info engine.Info) {
 	defer cancel()
 	out, mount := enginetest.Shared(t)
 	program := filepath.Join(t.TempDir(), "probe")
-	if err := os.WriteFile(program, probe(t), 0o755); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(program, probe(t), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for dir := filepath.Dir(program); strings.HasPrefix(dir, os.TempDir()+"/"); dir = filepath.Dir(dir) {
-		_ = os.Chmod(dir, 0o755) //nolint:gosec // the container's root must get there
+		_ = os.Chmod(dir, 0o755)
 	}
 	spec := s.Spec()
 	spec.Command = []string{"/run/stromboli/shim", "report", "/out"}
@@ -47,7 +47,7 @@ func testHardening(t *testing.T, s *enginetest.Suite, info engine.Info) {
 	if code, err := s.Engine.Wait(ctx, id); code != 0 || err != nil {
 		t.Fatalf("exit %d, %v", code, err)
 	}
-	data, err := os.ReadFile(filepath.Join(out, "report.json")) //nolint:gosec // the test's own
+	data, err := os.ReadFile(filepath.Join(out, "report.json"))
 	var seen map[string]string
 	if err == nil {
 		err = json.Unmarshal(data, &seen)
@@ -123,7 +123,7 @@ func testLimits(t *testing.T, s *enginetest.Suite, info engine.Info) {
 	if code, err := s.Engine.Wait(ctx, s.Run(ctx, t, spec)); code != 0 || err != nil {
 		t.Fatalf("threads: exit %d, %v", code, err)
 	}
-	data, err := os.ReadFile(filepath.Join(out, "started")) //nolint:gosec // the test's own
+	data, err := os.ReadFile(filepath.Join(out, "started"))
 	if n, _ := strconv.Atoi(string(data)); err != nil || n == 0 || n >= 64 {
 		t.Errorf("%s processes started with a limit of 64, %v", data, err)
 	}
@@ -138,11 +138,11 @@ func testHotPath(t *testing.T, s *enginetest.Suite) {
 	for range rounds {
 		out, mount := enginetest.Shared(t)
 		mount.ReadOnly = true
-		file, err := net.Listen("unix", filepath.Join(out, "s")) //nolint:noctx // a local socket
+		file, err := net.Listen("unix", filepath.Join(out, "s"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Chmod(filepath.Join(out, "s"), 0o666); err != nil { //nolint:gosec // the container's root is another user
+		if err := os.Chmod(filepath.Join(out, "s"), 0o666); err != nil {
 			t.Fatal(err)
 		}
 		spec := s.Spec("dial", "/out/s")

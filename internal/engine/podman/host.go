@@ -181,7 +181,7 @@ func subIDsElsewhere() bool {
 }
 
 func hasSubIDs(file string, names []string) bool {
-	f, err := os.Open(file) //nolint:gosec // one of two fixed files
+	f, err := os.Open(file)
 	if err != nil {
 		return false
 	}

@@ -17,7 +17,7 @@ func imagePath(ref, verb string) string {
 
 // ImageExists implements engine.Images.
 func (c *Client) ImageExists(ctx context.Context, ref string) (bool, error) {
-	_, err := c.call(ctx, request{
+	err := c.call(ctx, request{
 		op: "look for image " + ref, method: http.MethodGet, path: imagePath(ref, "/exists"),
 		limit: queryLimit, missing: engine.ErrImageMissing,
 	}, nil)
@@ -46,7 +46,7 @@ func (c *Client) ImageInspect(ctx context.Context, ref string) (engine.Image, er
 			WorkingDir string
 		}
 	}
-	_, err := c.call(ctx, request{
+	err := c.call(ctx, request{
 		op: "inspect image " + ref, method: http.MethodGet, path: imagePath(ref, "/json"),
 		limit: queryLimit, missing: engine.ErrImageMissing,
 	}, &a)
@@ -67,7 +67,7 @@ func (c *Client) ImageList(ctx context.Context) ([]engine.Image, error) {
 		Created  int64
 		Size     int64
 	}
-	_, err := c.call(ctx, request{op: "list images", method: http.MethodGet, path: "/images/json", limit: queryLimit}, &answer)
+	err := c.call(ctx, request{op: "list images", method: http.MethodGet, path: "/images/json", limit: queryLimit}, &answer)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +85,7 @@ func (c *Client) ImageLoad(ctx context.Context, archive io.Reader) ([]string, er
 	var answer struct {
 		Names []string
 	}
-	_, err := c.call(ctx, request{
+	err := c.call(ctx, request{
 		op: "load image", method: http.MethodPost, path: "/images/load", body: archive, limit: bulkLimit,
 	}, &answer)
 	return answer.Names, err
@@ -96,7 +96,7 @@ func (c *Client) ImageImport(ctx context.Context, rootfs io.Reader, ref string) 
 	var answer struct {
 		ID string `json:"Id"`
 	}
-	_, err := c.call(ctx, request{
+	err := c.call(ctx, request{
 		op: "import image " + ref, method: http.MethodPost, path: "/images/import",
 		query: url.Values{"reference": {ref}}, body: rootfs, limit: bulkLimit,
 	}, &answer)
@@ -105,7 +105,7 @@ func (c *Client) ImageImport(ctx context.Context, rootfs io.Reader, ref string) 
 
 // ImageRemove implements engine.Images.
 func (c *Client) ImageRemove(ctx context.Context, ref string) error {
-	_, err := c.call(ctx, request{
+	err := c.call(ctx, request{
 		op: "remove image " + ref, method: http.MethodDelete, path: imagePath(ref, ""),
 		limit: changeLimit, missing: engine.ErrImageMissing,
 	}, nil)

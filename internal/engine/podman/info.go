@@ -15,7 +15,7 @@ import (
 func (c *Client) Ping(ctx context.Context) error { return c.answers(ctx, 10*time.Second) }
 
 func (c *Client) answers(ctx context.Context, limit time.Duration) error {
-	_, err := c.call(ctx, request{op: "ping the container engine", method: http.MethodGet, path: "/_ping", limit: limit}, nil)
+	err := c.call(ctx, request{op: "ping the container engine", method: http.MethodGet, path: "/_ping", limit: limit}, nil)
 	return err
 }
 
@@ -72,14 +72,14 @@ func (c *Client) Info(ctx context.Context) (engine.Info, error) {
 
 func (c *Client) askInfo(ctx context.Context) (engine.Info, error) {
 	var a infoAnswer
-	if _, err := c.call(ctx, request{op: "ask the container engine about itself", method: http.MethodGet, path: "/info", limit: queryLimit}, &a); err != nil {
+	if err := c.call(ctx, request{op: "ask the container engine about itself", method: http.MethodGet, path: "/info", limit: queryLimit}, &a); err != nil {
 		return engine.Info{}, err
 	}
 	// Only the other API says whether the kernel accounts swap.
 	var compat struct {
 		SwapLimit bool
 	}
-	if _, err := c.call(ctx, request{op: "ask the container engine about swap", method: http.MethodGet, path: compatInfo, limit: queryLimit}, &compat); err != nil {
+	if err := c.call(ctx, request{op: "ask the container engine about swap", method: http.MethodGet, path: compatInfo, limit: queryLimit}, &compat); err != nil {
 		return engine.Info{}, err
 	}
 	info := engine.Info{

@@ -43,8 +43,8 @@ type inspectAnswer struct {
 		RW                        bool
 	}
 	HostConfig struct {
-		Memory, MemorySwap, NanoCpus, CpuShares, PidsLimit int64
-		CpuQuota, CpuPeriod                                int64
+		Memory, MemorySwap, NanoCpus, CPUShares, PidsLimit int64
+		CPUQuota, CPUPeriod                                int64
 		ReadonlyRootfs, Privileged                         bool
 		NetworkMode, UsernsMode                            string
 		SecurityOpt                                        []string
@@ -54,7 +54,7 @@ type inspectAnswer struct {
 // Inspect implements engine.Containers.
 func (c *Client) Inspect(ctx context.Context, id string) (engine.Container, error) {
 	var a inspectAnswer
-	_, err := c.call(ctx, request{
+	err := c.call(ctx, request{
 		op: "inspect container " + id, method: http.MethodGet, path: containerPath(id, "/json"), limit: queryLimit,
 	}, &a)
 	if err != nil {
@@ -68,7 +68,7 @@ func (c *Client) Inspect(ctx context.Context, id string) (engine.Container, erro
 	}
 	out.InForce = engine.InForce{
 		MemoryBytes: a.HostConfig.Memory, MemorySwapBytes: a.HostConfig.MemorySwap, NanoCPUs: a.HostConfig.NanoCpus,
-		CPUShares: a.HostConfig.CpuShares, PidsLimit: a.HostConfig.PidsLimit,
+		CPUShares: a.HostConfig.CPUShares, PidsLimit: a.HostConfig.PidsLimit,
 		ReadOnlyRoot: a.HostConfig.ReadonlyRootfs, Privileged: a.HostConfig.Privileged,
 		Capabilities: a.EffectiveCaps, BoundingSet: a.BoundingCaps, Network: a.HostConfig.NetworkMode,
 		User: a.Config.User, UserNS: a.HostConfig.UsernsMode, OCIRuntime: a.OCIRuntime, SeccompProfile: "default",
@@ -104,7 +104,7 @@ func (c *Client) List(ctx context.Context, labels map[string]string) ([]engine.C
 		StartedAt int64
 		ExitedAt  int64
 	}
-	_, err := c.call(ctx, request{
+	err := c.call(ctx, request{
 		op: "list containers", method: http.MethodGet, path: "/containers/json",
 		query: url.Values{"all": {"true"}, "filters": {labelFilter(labels)}}, limit: queryLimit,
 	}, &answer)

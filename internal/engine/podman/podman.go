@@ -151,7 +151,7 @@ func (c *Client) StopService(ctx context.Context) error {
 func (c *Client) CLI(ctx context.Context, args ...string) *exec.Cmd {
 	argv, env := c.CLIArgs()
 	argv = append(argv, args...)
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...) //nolint:gosec // podman itself, with our own flags
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = env
 	return cmd
 }

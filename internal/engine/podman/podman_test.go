@@ -124,7 +124,7 @@ func TestCallsEndWithTheirContext(t *testing.T) {
 			}
 		}
 		// The call's own deadline is the engine's fault.
-		_, err := c.call(t.Context(), request{op: "x", method: http.MethodGet, path: "/x", limit: 30 * time.Millisecond}, nil)
+		err := c.call(t.Context(), request{op: "x", method: http.MethodGet, path: "/x", limit: 30 * time.Millisecond}, nil)
 		if !errors.Is(err, engine.ErrUnavailable) {
 			t.Errorf("the call's own deadline: %v", err)
 		}
@@ -165,7 +165,7 @@ func TestRunDirectory(t *testing.T) {
 	if err := again.makeRun(); err != nil || again.run != p.run || len(p.run) > maxRunroot {
 		t.Errorf("%s, then %s, %v", p.run, again.run, err)
 	}
-	if err := os.Chmod(p.run, 0o777); err != nil { //nolint:gosec // what is tested
+	if err := os.Chmod(p.run, 0o777); err != nil {
 		t.Fatal(err)
 	}
 	again = placesIn(p.dir)

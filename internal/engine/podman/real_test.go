@@ -107,7 +107,7 @@ func openTest(t *testing.T, cfg OpenConfig) *Client {
 func probe(t *testing.T) []byte {
 	t.Helper()
 	if file := os.Getenv(probeEnv); file != "" {
-		data, err := os.ReadFile(file) //nolint:gosec // the test's own
+		data, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -328,7 +328,7 @@ func TestRootless(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	binary, err := os.ReadFile(self) //nolint:gosec // this test itself
+	binary, err := os.ReadFile(self)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -347,7 +347,7 @@ func TestRootless(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 			defer cancel()
 			test, probeFile := filepath.Join(u.Home, "t"), filepath.Join(u.Home, "probe")
-			if err := errors.Join(os.WriteFile(test, binary, 0o755), os.WriteFile(probeFile, program, 0o755)); err != nil { //nolint:gosec // programs
+			if err := errors.Join(os.WriteFile(test, binary, 0o755), os.WriteFile(probeFile, program, 0o755)); err != nil {
 				t.Fatal(err)
 			}
 			env := []string{asUserEnv + "=1", probeEnv + "=" + probeFile, storeEnv + "=" + c.store, "STROMBOLI_TEST_REQUIRE=podman"}

@@ -141,7 +141,7 @@ func (s *service) start(ctx context.Context) error {
 	argv := append(append([]string{}, s.flags...), "--log-level=warn", "system", "service", "-t", "0", "unix://"+s.socket)
 	// It outlives this call and this process, so no context ends it; with files
 	// as output there is no pipe that could break.
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), s.podman, argv...) //nolint:gosec // podman itself, with our own flags
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), s.podman, argv...)
 	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = s.env, s.dir, logFile, logFile
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -173,11 +173,11 @@ func (s *service) run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		if err := s.ensure(ctx); err != nil {
 			if ctx.Err() != nil {
-				return nil
+				break
 			}
 			s.log.Error("the Podman service doesn't start", "err", err, "again_in", backoff)
 			if pause(ctx, backoff) != nil {
-				return nil
+				break
 			}
 			backoff = min(2*backoff, backoffMax)
 			continue
@@ -196,7 +196,7 @@ func (s *service) run(ctx context.Context) error {
 		s.reap()
 		s.mu.Unlock()
 	}
-	return nil
+	return nil //nolint:nilerr // the end of ctx is what ends it
 }
 
 // hold blocks until the other end closes conn, ctx ends, or the service has
@@ -297,7 +297,7 @@ func (s *service) servers() ([]int, error) {
 	want := []byte("\x00system\x00service\x00-t\x000\x00unix://" + s.socket + "\x00")
 	var pids []int
 	for _, file := range files {
-		data, err := os.ReadFile(file) //nolint:gosec // below /proc
+		data, err := os.ReadFile(file)
 		if err != nil || !bytes.HasSuffix(data, want) {
 			continue
 		}

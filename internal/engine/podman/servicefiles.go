@@ -17,7 +17,7 @@ import (
 // lockFile takes an exclusive lock on a file, made when needed, and gives the
 // function that releases it. The lock goes with the process.
 func lockFile(ctx context.Context, path string) (func(), error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // below our own directory
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +46,7 @@ func (s *service) forgetLastBoot() error {
 		return err
 	}
 	mark := filepath.Join(s.dir, "boot_id")
-	last, err := os.ReadFile(mark) //nolint:gosec // below our own directory
+	last, err := os.ReadFile(mark)
 	if err == nil && bytes.Equal(last, boot) {
 		return nil
 	}
@@ -68,7 +68,7 @@ func (s *service) openLog() (*os.File, error) {
 	if fi, err := os.Stat(s.logPath); err == nil && fi.Size() > maxLog {
 		flags |= os.O_TRUNC
 	}
-	return os.OpenFile(s.logPath, flags, 0o600) //nolint:gosec // below our own directory
+	return os.OpenFile(s.logPath, flags, 0o600)
 }
 
 // logTail is what the service wrote since the position from, for an error.

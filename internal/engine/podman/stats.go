@@ -21,7 +21,7 @@ func (c *Client) Stats(ctx context.Context, id string) (engine.Stats, error) {
 			PIDs     uint64
 		}
 	}
-	_, err := c.call(ctx, request{
+	err := c.call(ctx, request{
 		op: op, method: http.MethodGet, path: "/containers/stats",
 		query: url.Values{"containers": {id}, "stream": {"false"}}, limit: queryLimit,
 	}, &answer)

@@ -145,27 +145,26 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	return c.http.Do(req)
 }
 
-// call sends r, reads a JSON answer into out (nil: not wanted) and gives the
-// status.
-func (c *Client) call(ctx context.Context, r request, out any) (int, error) {
+// call sends r and reads a JSON answer into out (nil: not wanted).
+func (c *Client) call(ctx context.Context, r request, out any) error {
 	resp, err := c.do(ctx, r)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	switch {
 	case err != nil:
-		return 0, transportError(ctx, r.op, err)
+		return transportError(ctx, r.op, err)
 	case out == nil:
-		return resp.StatusCode, nil
+		return nil
 	case len(data) > maxAnswer:
-		return 0, &engine.Error{Op: r.op, Status: resp.StatusCode, Message: "the engine's answer is too long", Kind: engine.ErrTooLarge}
+		return &engine.Error{Op: r.op, Status: resp.StatusCode, Message: "the engine's answer is too long", Kind: engine.ErrTooLarge}
 	}
 	if err := json.Unmarshal(data, out); err != nil {
-		return 0, fmt.Errorf("%s: the engine's answer is not understood: %w", r.op, err)
+		return fmt.Errorf("%s: the engine's answer is not understood: %w", r.op, err)
 	}
-	return resp.StatusCode, nil
+	return nil
 }
 
 // transportError is for calls without an answer. The caller's own deadline or

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"net"
 	"os"
@@ -39,7 +40,7 @@ func run(args []string) int {
 		return 0
 	case "dial": // dial SOCKET: connects and stays
 		signal.Ignore(syscall.SIGTERM)
-		conn, err := net.Dial("unix", arg)
+		conn, err := new(net.Dialer).DialContext(context.Background(), "unix", arg)
 		if err != nil {
 			return 3
 		}
