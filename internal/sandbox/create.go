@@ -24,6 +24,7 @@ type Spec struct {
 	// run; zero before the first.
 	SessionUID, SessionGID int
 	Plan                   policy.Plan
+	Checked                Plan // what Check made of it, moments ago
 	// BeforeStart, if set, is called when the session's directories exist and
 	// before any process of the sandbox does.
 	BeforeStart func(Home) error
@@ -35,10 +36,7 @@ const cleanupTime = 30 * time.Second
 // Create makes a sandbox and returns when its shim has said hello. On an error
 // nothing is left behind.
 func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
-	checked, err := m.Check(ctx, s.Plan)
-	if err != nil {
-		return nil, err
-	}
+	checked := s.Checked
 	select {
 	case m.creating <- struct{}{}:
 		defer func() { <-m.creating }()
@@ -64,7 +62,7 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 			return nil, storage(err)
 		}
 	}
-	box, err := m.listen(rec)
+	box, err := m.listen(rec) //nolint:contextcheck // it is served until it is closed
 	if err != nil {
 		return nil, err
 	}
@@ -76,16 +74,40 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 	if err != nil {
 		return nil, engineError(err)
 	}
-	if err := m.cfg.Egress.Add(ctx, s.ID, m.socket(s.ID, "egress.sock"), rec.Token, uid); err != nil {
+	if err := m.openEgress(ctx, rec, uid); err != nil {
 		return nil, fmt.Errorf("giving the sandbox its way out: %w", err)
 	}
 	ready, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	if _, err := box.Peer.Ready(ready); err != nil {
+	hello, err := box.Peer.Ready(ready)
+	if err != nil {
 		return nil, fmt.Errorf("waiting for the sandbox's shim: %w", err)
 	}
 	box.EngineTime = time.Since(begin)
-	return box, m.verifyMounts(ctx, box, checked)
+	box.BootID = hello.BootID
+	if err := m.writeRecord(box.record); err != nil {
+		return nil, storage(err)
+	}
+	if err := m.verifyMounts(ctx, box, checked); err != nil {
+		return nil, err
+	}
+	return box, nil
+}
+
+// writeRecord keeps what a later server must know of a sandbox, in one step.
+func (m *Manager) writeRecord(rec record) error {
+	b, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(m.dir(rec.ID), recordName)
+	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
+		return fmt.Errorf("writing the sandbox's record: %w", err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return fmt.Errorf("writing the sandbox's record: %w", err)
+	}
+	return nil
 }
 
 func (m *Manager) record(s Spec, checked Plan) record {
@@ -131,8 +153,7 @@ func (m *Manager) directories(s Spec, rec record, checked Plan) error {
 	if err != nil {
 		return err
 	}
-	saved, err := json.Marshal(rec)
-	if err != nil {
+	if err := m.writeRecord(rec); err != nil {
 		return err
 	}
 	for name, content := range map[string]struct {
@@ -140,9 +161,10 @@ func (m *Manager) directories(s Spec, rec record, checked Plan) error {
 		mode os.FileMode
 	}{
 		"run/config.json": {config, 0o644},
-		"sandbox.json":    {saved, 0o600},
 		"passwd":          {[]byte(passwdFor(checked.facts.Passwd, rec.UID, rec.GID, HomePath)), 0o644},
 		"group":           {[]byte(groupFor(checked.facts.Group, rec.GID)), 0o644},
+		"hosts":           {[]byte(hostsText), 0o644},
+		"resolv.conf":     {[]byte(resolvText), 0o644},
 	} {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, content.data, content.mode); err != nil {
@@ -171,7 +193,12 @@ func (m *Manager) startContainer(ctx context.Context, s Spec, box *Sandbox, chec
 	if err != nil {
 		return fmt.Errorf("the agent CLI for this image (%s): %w", libc, err)
 	}
-	created, err := m.cfg.Engine.Create(ctx, m.containerSpec(s, box.record, checked, cli, loader))
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	// Not cut short by a cancellation: the engine would go on making the
+	// container, and its removal, coming too early, would find none.
+	created, err := m.cfg.Engine.Create(context.WithoutCancel(ctx), m.containerSpec(s, box.record, checked, cli, loader))
 	if err != nil {
 		return engineError(err)
 	}
@@ -193,6 +220,8 @@ func (m *Manager) containerSpec(s Spec, rec record, checked Plan, cli, loader st
 		{Source: cli, Target: cliPath, ReadOnly: true},
 		{Source: filepath.Join(dir, "passwd"), Target: "/etc/passwd", ReadOnly: true},
 		{Source: filepath.Join(dir, "group"), Target: "/etc/group", ReadOnly: true},
+		{Source: filepath.Join(dir, "hosts"), Target: "/etc/hosts", ReadOnly: true},
+		{Source: filepath.Join(dir, "resolv.conf"), Target: "/etc/resolv.conf", ReadOnly: true},
 		{Source: filepath.Join(dir, "tmp"), Target: "/tmp"},
 		{Source: m.sessionPath(s.SessionID, "home"), Target: HomePath},
 	}
@@ -208,7 +237,7 @@ func (m *Manager) containerSpec(s Spec, rec record, checked Plan, cli, loader st
 	spec := engine.ContainerSpec{
 		Name: containerName(s.ID), Image: checked.Image,
 		Labels:  map[string]string{labelInstance: m.cfg.Instance, labelSandbox: s.ID, labelRun: s.RunID},
-		Command: []string{shimPath}, User: "0:0", Workdir: "/", Hostname: "sandbox",
+		Command: []string{shimPath}, User: "0:0", Workdir: "/", Hostname: hostName,
 		Mounts: mounts, Tmpfs: []engine.Tmpfs{{Target: runPath, Bytes: tmpfsBytes, Mode: 0o700}},
 		ReadOnlyRoot: true, ShmBytes: shmBytes,
 		CapDrop: []string{"all"}, CapAdd: []string{"SETUID", "SETGID", "KILL"}, NoNewPrivileges: true,

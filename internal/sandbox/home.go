@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strings"
 	"syscall"
 )
 
@@ -45,23 +46,43 @@ func (h Home) ReadTranscript(id string) (io.ReadCloser, error) {
 	return openRegular(root, name)
 }
 
+// maxProjects bounds what is read of the directories that the agent may make.
+const maxProjects = 4096
+
 // findTranscript looks for the file by its name in every project directory:
 // the directory's name can't be computed from the working directory.
 func findTranscript(root *os.Root, id string) (string, error) {
-	dirs, err := fs.ReadDir(root.FS(), projectsDir)
+	names, err := sameName(root, id)
 	if err != nil {
-		return "", fmt.Errorf("reading the transcripts: %w", err)
+		return "", err
 	}
-	for _, d := range dirs {
-		if !d.IsDir() {
-			continue
-		}
-		name := path.Join(projectsDir, d.Name(), id+".jsonl")
+	for _, name := range names {
 		if info, err := root.Lstat(name); err == nil && info.Mode().IsRegular() {
 			return name, nil
 		}
 	}
 	return "", fmt.Errorf("transcript of %s: %w", id, fs.ErrNotExist)
+}
+
+// sameName lists what has a transcript's name, whatever it is.
+func sameName(root *os.Root, id string) ([]string, error) {
+	dir, err := root.OpenFile(projectsDir, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("reading the transcripts: %w", err)
+	}
+	defer func() { _ = dir.Close() }()
+	dirs, err := dir.ReadDir(maxProjects)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("reading the transcripts: %w", err)
+	}
+	var names []string
+	for _, d := range dirs {
+		name := path.Join(projectsDir, d.Name(), id+".jsonl")
+		if _, err := root.Lstat(name); err == nil && d.IsDir() {
+			names = append(names, name)
+		}
+	}
+	return names, nil
 }
 
 // openRegular opens a regular file of bounded size. O_NONBLOCK keeps a fifo
@@ -87,6 +108,46 @@ func openRegular(root *os.Root, name string) (*os.File, error) {
 	return f, nil
 }
 
+// Repair makes the place of transcripts usable again, whatever the agent made
+// of it: a link, a fifo or a directory that has a transcript's name, or stands
+// in the way to it, is removed. What is lost by that was no transcript.
+func (h Home) Repair(id string) error {
+	root, err := os.OpenRoot(h.dir)
+	if err != nil {
+		return fmt.Errorf("opening the session's home: %w", err)
+	}
+	defer func() { _ = root.Close() }()
+	return h.repair(root, id)
+}
+
+func (h Home) repair(root *os.Root, id string) error {
+	if err := h.mkdirAll(root, projectsDir+"/stromboli"); err != nil {
+		return err
+	}
+	names, err := sameName(root, id)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if info, err := root.Lstat(name); err == nil && info.Mode().IsRegular() {
+			continue
+		}
+		if err := clearAway(root, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// clearAway removes a thing of the agent's, or the link itself.
+func clearAway(root *os.Root, name string) error {
+	openUp(root, name)
+	if err := root.RemoveAll(name); err != nil {
+		return fmt.Errorf("clearing %s away in the session's home: %w", name, err)
+	}
+	return nil
+}
+
 // WriteTranscript puts a saved transcript into the home, so that the CLI can
 // resume it. A file that is there and equal is left alone. The file is for the
 // agent; the durable copy is the one that src came from.
@@ -98,10 +159,12 @@ func (h Home) WriteTranscript(id string, src io.Reader) error {
 	defer func() { _ = root.Close() }()
 
 	const temp = ".claude/.stromboli-transcript"
-	if err := h.mkdirAll(root, projectsDir+"/stromboli"); err != nil {
+	if err := h.repair(root, id); err != nil {
 		return err
 	}
-	_ = root.Remove(temp)
+	if err := clearAway(root, temp); err != nil {
+		return err
+	}
 	want := sha256.New()
 	if err := h.create(root, temp, io.TeeReader(src, want)); err != nil {
 		return err
@@ -144,22 +207,38 @@ func (h Home) create(root *os.Root, name string, src io.Reader) error {
 	return nil
 }
 
+// mkdirAll makes directories. What stands in the place of one is removed, and
+// one that the agent closed to its owner is opened.
 func (h Home) mkdirAll(root *os.Root, dir string) error {
 	made := ""
-	for _, part := range bytes.Split([]byte(dir), []byte("/")) {
-		made = path.Join(made, string(part))
-		err := root.Mkdir(made, 0o700)
-		if errors.Is(err, fs.ErrExist) {
-			continue
-		}
-		if err == nil && h.uid >= 0 {
-			err = root.Lchown(made, h.uid, h.gid)
-		}
-		if err != nil {
+	for _, part := range strings.Split(dir, "/") {
+		made = path.Join(made, part)
+		if err := h.mkdir(root, made); err != nil {
 			return fmt.Errorf("making %s in the session's home: %w", made, err)
 		}
 	}
 	return nil
+}
+
+func (h Home) mkdir(root *os.Root, name string) error {
+	info, err := root.Lstat(name)
+	switch {
+	case err == nil && info.IsDir():
+		if info.Mode().Perm()&0o700 == 0o700 {
+			return nil
+		}
+		return root.Chmod(name, 0o700)
+	case err == nil:
+		if err := root.Remove(name); err != nil {
+			return err
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	if err := root.Mkdir(name, 0o700); err != nil || h.uid < 0 {
+		return err
+	}
+	return root.Lchown(name, h.uid, h.gid)
 }
 
 // sessionDir makes one of a session's own directories, owned by the agent.
@@ -172,12 +251,17 @@ func sessionDir(dir string, uid, gid int) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("making the session's directory: %w", err)
 	}
-	if uid < 0 {
-		return nil
-	}
 	info, err := os.Lstat(dir)
 	if err != nil {
 		return fmt.Errorf("the session's directory: %w", err)
+	}
+	if mode := info.Mode().Perm(); mode&0o700 != 0o700 { // the agent closed it to itself
+		if err := os.Chmod(dir, mode|0o700); err != nil {
+			return fmt.Errorf("the session's directory: %w", err)
+		}
+	}
+	if uid < 0 {
+		return nil
 	}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) == uid && int(st.Gid) == gid {
 		return nil
@@ -187,51 +271,25 @@ func sessionDir(dir string, uid, gid int) error {
 		return fmt.Errorf("the session's directory: %w", err)
 	}
 	defer func() { _ = root.Close() }()
-	err = fs.WalkDir(root.FS(), ".", func(name string, _ fs.DirEntry, err error) error {
-		if err != nil || name == "." {
-			return err
-		}
-		return root.Lchown(name, uid, gid)
-	})
-	if err != nil {
+	if err := giveAway(root, ".", uid, gid, 0); err != nil {
 		return fmt.Errorf("giving %s to uid %d: %w", dir, uid, err)
 	}
 	// The top last: until it has changed hands the next try walks again.
 	return root.Lchown(".", uid, gid)
 }
 
-// removeTree removes a directory that an agent wrote into. Directories that it
-// made unreadable are opened up first where they belong to our own user.
-func removeTree(dir string) error {
-	err := os.RemoveAll(dir)
-	if err == nil {
-		return nil
+// giveAway changes the owner of what is in a directory.
+func giveAway(root *os.Root, dir string, uid, gid, depth int) error {
+	if depth > maxDepth {
+		return fmt.Errorf("directories are nested more than %d deep", maxDepth)
 	}
-	root, oerr := os.OpenRoot(dir)
-	if oerr != nil {
-		return err
-	}
-	defer func() { _ = root.Close() }()
-	openUp(root, ".", 0)
-	return os.RemoveAll(dir)
-}
-
-func openUp(root *os.Root, dir string, depth int) {
-	if depth > 1000 {
-		return
-	}
-	info, err := root.Lstat(dir)
-	if err != nil || !info.IsDir() {
-		return
-	}
-	_ = root.Chmod(dir, 0o700)
-	entries, err := fs.ReadDir(root.FS(), dir)
-	if err != nil {
-		return
-	}
-	for _, e := range entries {
+	return eachEntry(root, dir, func(e fs.DirEntry) error {
+		name := path.Join(dir, e.Name())
 		if e.IsDir() {
-			openUp(root, path.Join(dir, e.Name()), depth+1)
+			if err := giveAway(root, name, uid, gid, depth+1); err != nil {
+				return err
+			}
 		}
-	}
+		return root.Lchown(name, uid, gid)
+	})
 }

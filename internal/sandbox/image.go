@@ -154,7 +154,8 @@ func (c *factCache) find(ctx context.Context, id string, f *facts) error {
 // probe gives look a container of the image that is never started.
 func (c *factCache) probe(ctx context.Context, image string, look func(id string) error) error {
 	name := "stromboli-probe-" + stromboli.NewSandboxID()
-	created, err := c.engine.Create(ctx, engine.ContainerSpec{
+	// As with sandboxes, the making is not cut short: see startContainer.
+	created, err := c.engine.Create(context.WithoutCancel(ctx), engine.ContainerSpec{
 		Name: name, Image: image, Labels: map[string]string{labelInstance: c.instance}, Command: []string{"/nothing"},
 		CapDrop: []string{"all"}, NoNewPrivileges: true, ReadOnlyRoot: true,
 	})
@@ -169,50 +170,66 @@ func (c *factCache) probe(ctx context.Context, image string, look func(id string
 	return look(created.ID)
 }
 
-// path looks at one path of an image, once.
-func (c *factCache) path(ctx context.Context, f facts, image, p string) (pathFact, error) {
+// paths looks at paths of an image: each once, all that are new in one
+// container.
+func (c *factCache) paths(ctx context.Context, f facts, image string, paths ...string) (map[string]pathFact, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	known := c.known[f.Digest]
-	if fact, ok := known.Paths[p]; ok {
-		return fact, nil
+	asked, found := make(map[string]pathFact), make(map[string]pathFact)
+	var unknown []string
+	for _, p := range paths {
+		if fact, ok := known.Paths[p]; ok {
+			asked[p] = fact
+		} else {
+			unknown = append(unknown, p)
+		}
 	}
-	var fact pathFact
-	err := c.probe(ctx, image, func(id string) error {
-		var err error
-		if fact.Symlink, err = engine.FindSymlink(ctx, c.engine, id, p); err != nil {
-			return engineError(err)
+	if len(unknown) == 0 {
+		return asked, nil
+	}
+	err := c.probe(ctx, image, func(id string) (err error) {
+		for _, p := range unknown {
+			if found[p], err = c.lookAt(ctx, id, p); err != nil {
+				return engineError(err)
+			}
 		}
-		st, err := c.engine.StatPath(ctx, id, p)
-		if err != nil && !errors.Is(err, engine.ErrNotFound) {
-			return engineError(err)
-		}
-		fact.Directory = err == nil && (st.Mode.IsDir() || st.LinkTarget != "")
 		return nil
 	})
 	if err != nil {
+		return nil, err
+	}
+	maps.Copy(asked, found)
+	if len(known.Paths)+len(found) <= maxPaths { // else what is known begins anew
+		maps.Copy(found, known.Paths)
+	}
+	known.Paths = found
+	c.known[f.Digest] = known
+	return asked, c.save(known)
+}
+
+func (c *factCache) lookAt(ctx context.Context, id, p string) (pathFact, error) {
+	link, err := engine.FindSymlink(ctx, c.engine, id, p)
+	if err != nil {
 		return pathFact{}, err
 	}
-	paths := maps.Clone(known.Paths)
-	if paths == nil || len(paths) >= maxPaths {
-		paths = make(map[string]pathFact)
+	st, err := c.engine.StatPath(ctx, id, p)
+	if errors.Is(err, engine.ErrNotFound) {
+		return pathFact{Symlink: link}, nil
 	}
-	paths[p] = fact
-	known.Paths = paths
-	c.known[f.Digest] = known
-	return fact, c.save(known)
+	return pathFact{Symlink: link, Directory: err == nil && (st.Mode.IsDir() || st.LinkTarget != "")}, err
 }
 
 // directory reports whether an image has a directory at p.
 func (c *factCache) directory(ctx context.Context, f facts, image, p string) (bool, error) {
-	fact, err := c.path(ctx, f, image, p)
-	return fact.Directory, err
+	found, err := c.paths(ctx, f, image, p)
+	return found[p].Directory, err
 }
 
 // symlink returns the first symlink of an image on the way to p, or "".
 func (c *factCache) symlink(ctx context.Context, f facts, image, p string) (string, error) {
-	fact, err := c.path(ctx, f, image, p)
-	return fact.Symlink, err
+	found, err := c.paths(ctx, f, image, p)
+	return found[p].Symlink, err
 }
 
 func (c *factCache) file(key string) string {
@@ -237,7 +254,7 @@ func (c *factCache) load(key string) (facts, error) {
 // save writes the facts by way of a rename; a server that dies in between
 // leaves the old file or none.
 func (c *factCache) save(f facts) error {
-	b, err := json.Marshal(f)
+	b, err := json.Marshal(f) //nolint:gosec // an image's list of users is no secret
 	if err != nil {
 		return err
 	}

@@ -60,6 +60,15 @@ func (m *Manager) Check(ctx context.Context, p policy.Plan) (Plan, error) {
 		}
 		out.mounts = append(out.mounts, mt)
 	}
+	var targets []string
+	for _, v := range p.Mounts {
+		if v.Within == "" {
+			targets = append(targets, v.Target)
+		}
+	}
+	if _, err := m.facts.paths(ctx, out.facts, out.Image, targets...); err != nil { // all at once
+		return Plan{}, err
+	}
 	for i := range out.mounts {
 		if err := m.checkTarget(ctx, &out, p.Mounts[i]); err != nil {
 			return Plan{}, err
@@ -228,6 +237,7 @@ func (m *Manager) chooseUser(p *Plan) error {
 		return nil
 	}
 	if ws.aclUID[agentUID] {
+		p.ownSession = false // the list names this uid, whoever the session's last agent was
 		return nil
 	}
 	return stromboli.FieldError("podman.volumes", "%s belongs to root, and an agent never runs as root: give the directory another owner "+

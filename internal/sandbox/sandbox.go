@@ -141,7 +141,13 @@ type record struct {
 	ProxyURL    string
 	CreatedAt   time.Time
 	Warnings    []stromboli.Warning
+	// BootID names the shim that the server first spoke with, before it had
+	// any agent started. Another one means that the container was restarted.
+	BootID string
 }
+
+// recordName is the record's file in the sandbox's directory.
+const recordName = "sandbox.json"
 
 func (m *Manager) dir(id string) string { return filepath.Join(m.cfg.DataDir, "sb", id) }
 
@@ -161,19 +167,8 @@ func (m *Manager) sessionPath(sessionID, name string) string {
 }
 
 // Adopt finds a sandbox of an earlier server again. The error is shim.ErrGone
-// when it runs no more.
+// when it runs no more, or can't be spoken with.
 func (m *Manager) Adopt(ctx context.Context, id string) (*Sandbox, error) {
-	b, err := os.ReadFile(filepath.Join(m.dir(id), "sandbox.json"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("sandbox %s: %w", id, shim.ErrGone)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("sandbox %s: %w", id, err)
-	}
-	var rec record
-	if err := json.Unmarshal(b, &rec); err != nil {
-		return nil, fmt.Errorf("sandbox %s: its record is damaged: %w", id, err)
-	}
 	alive, err := m.alive(ctx, id)
 	if err != nil {
 		return nil, fmt.Errorf("sandbox %s: %w", id, err)
@@ -181,7 +176,15 @@ func (m *Manager) Adopt(ctx context.Context, id string) (*Sandbox, error) {
 	if !alive {
 		return nil, fmt.Errorf("sandbox %s: %w", id, shim.ErrGone)
 	}
-	box, err := m.listen(rec)
+	b, err := os.ReadFile(filepath.Join(m.dir(id), recordName))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("sandbox %s: %w", id, err)
+	}
+	var rec record
+	if err != nil || json.Unmarshal(b, &rec) != nil { // nobody can speak with it any more
+		return nil, fmt.Errorf("sandbox %s has no record: %w", id, shim.ErrGone)
+	}
+	box, err := m.listen(rec) //nolint:contextcheck // it is served until it is closed
 	if err != nil {
 		return nil, err
 	}
@@ -190,7 +193,23 @@ func (m *Manager) Adopt(ctx context.Context, id string) (*Sandbox, error) {
 	if err != nil {
 		return nil, errors.Join(err, m.Release(box))
 	}
-	return box, m.cfg.Egress.Add(ctx, id, m.socket(id, "egress.sock"), rec.Token, uid)
+	if err := m.openEgress(ctx, rec, uid); err != nil {
+		if ctx.Err() != nil {
+			return nil, errors.Join(err, m.Release(box))
+		}
+		// What the agent has said can be read all the same.
+		m.log.WarnContext(ctx, "giving a sandbox its way out again", "sandbox", id, "error", err)
+	}
+	return box, nil
+}
+
+// egressTime bounds the wait for an egress that is not there.
+const egressTime = 20 * time.Second
+
+func (m *Manager) openEgress(ctx context.Context, rec record, uid uint32) error {
+	ctx, cancel := context.WithTimeout(ctx, egressTime)
+	defer cancel()
+	return m.cfg.Egress.Add(ctx, rec.ID, m.socket(rec.ID, "egress.sock"), rec.Token, uid)
 }
 
 func (m *Manager) socket(id, name string) string { return filepath.Join(m.dir(id), "run", name) }
@@ -278,7 +297,7 @@ func (m *Manager) Discard(ctx context.Context, id string) error {
 	box := m.boxes[id]
 	delete(m.boxes, id)
 	m.mu.Unlock()
-	if box != nil {
+	if box != nil && box.started.Load() {
 		// A shim that exits by itself makes the removal three times as fast.
 		exit, cancel := context.WithTimeout(ctx, time.Second)
 		if err := box.Peer.Exit(exit); err == nil {
@@ -288,6 +307,9 @@ func (m *Manager) Discard(ctx context.Context, id string) error {
 	}
 	err := m.cfg.Engine.Remove(ctx, containerName(id))
 	if box != nil {
+		if err == nil {
+			box.Peer.Gone() // whoever still listens to it learns the truth
+		}
 		err = errors.Join(err, box.close())
 	}
 	if err != nil {
