@@ -63,10 +63,10 @@ func ownedName(name string) bool {
 // Env is the environment of the agent's process, each name once.
 //
 // TERM is left out, since there is no terminal. Retries stay at the CLI's
-// default, because overloads of the model often last minutes; an answer that
-// no retry can change (401, above all) is ended by the broker outside, whose
-// answer carries "x-should-retry: false": the CLI then gives up at once with
-// an API key or token, and after two retries with an OAuth token (measured).
+// default, because overloads of the model often last minutes. What no retry can
+// change ends soon all the same: egress marks a 401 as not worth repeating, and
+// the CLI then asks once with an API key or token and twice with an OAuth token
+// (measured).
 func Env(c EnvConfig) []string {
 	e := environ{}
 	for _, kv := range c.Image {

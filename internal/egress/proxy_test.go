@@ -105,9 +105,9 @@ func TestProxyRefuses(t *testing.T) {
 		"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello": "400",
 		"POST /v1/messages HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n":                 "501",
 		"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length : 5\r\n\r\nhello":                     "400",
-		"GET / HTTP/1.1\r\n\r\n":                                                      "400",
-		"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n":                        "400",
-		"GET / HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("a", 80<<10) + "\r\n\r\n": "431",
+		"GET / HTTP/1.1\r\n\r\n":                                                                       "400",
+		"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n":                                         "400",
+		"GET / HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("a", 80<<10) + "\r\n\r\n":                  "431",
 	} {
 		if got := f.raw(text); !strings.Contains(got, want) {
 			t.Errorf("%.60q: %s, want %s", text, got, want)

@@ -16,6 +16,13 @@ import (
 	"github.com/tomblancdev/stromboli/internal/sandbox"
 )
 
+const (
+	// lastWords is how long a stopping server still tries to record an end
+	// that is decided.
+	lastWords   = 30 * time.Second
+	discardTime = 30 * time.Second
+)
+
 // ended is the outcome of an agent that has exited.
 func (e *execution) ended() stromboli.Outcome {
 	out := e.turn.Outcome(&claude.Exit{
@@ -31,12 +38,11 @@ func (e *execution) ended() stromboli.Outcome {
 
 // lost is the outcome of a run whose sandbox is gone.
 func (e *execution) lost() stromboli.Outcome {
-	if e.box != nil && e.box.Overdue() {
-		out := e.turn.Outcome(&claude.Exit{Signal: "SIGKILL", Cause: "deadline"})
-		return out
-	}
 	if reason := e.wished(); reason != "" {
 		return e.cancelled(reason)
+	}
+	if e.box != nil && e.box.Overdue() {
+		return e.turn.Outcome(&claude.Exit{Signal: "SIGKILL", Cause: claude.CauseDeadline})
 	}
 	out := e.turn.Outcome(nil)
 	out.Status, out.Reason = stromboli.Crashed, stromboli.ReasonLost
@@ -53,7 +59,7 @@ func (e *execution) failed(reason stromboli.Reason, err error) stromboli.Outcome
 	if se, ok := errors.AsType[*stromboli.Error](err); ok {
 		msg = se.Message
 	}
-	e.log.Warn("run failed before its agent started", "reason", reason, "error", err)
+	e.log.Warn("the run can't be carried out", "reason", reason, "error", err)
 	return stromboli.Outcome{Status: stromboli.Failed, Reason: reason, Error: msg}
 }
 
@@ -69,7 +75,7 @@ func (e *execution) cancelled(reason stromboli.Reason) stromboli.Outcome {
 // last events. The session is free again from then on.
 func (e *execution) finish(ctx context.Context, out stromboli.Outcome) error {
 	// Once the end is decided a stop of the server doesn't cut it short.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	ctx, cancel := linger(ctx, lastWords)
 	defer cancel()
 
 	f := stromboli.RunFinish{Outcome: out}
@@ -115,14 +121,16 @@ func (e *execution) saveTranscript(ctx context.Context, f *stromboli.RunFinish) 
 	f.Session = stromboli.SessionSave{
 		CLISessionID: session.CLISessionID, UID: session.UID, GID: session.GID, ExpectVersion: session.TranscriptVersion,
 	}
-	if e.box == nil {
+	if !e.row.AgentStarted {
 		return "", nil
 	}
-	f.Session.UID, f.Session.GID = e.box.UID, e.box.GID
+	if e.box != nil { // it may be gone without having been found again
+		f.Session.UID, f.Session.GID = e.box.UID, e.box.GID
+	}
 	if id := e.turn.SessionID(); id != "" {
 		f.Session.CLISessionID = id
 	}
-	home := e.r.cfg.Sandboxes.Home(session.ID, e.box.UID, e.box.GID)
+	home := e.r.cfg.Sandboxes.Home(session.ID, f.Session.UID, f.Session.GID)
 	key := fmt.Sprintf("transcripts/%s/%d-%s.jsonl", session.ID, session.TranscriptVersion+1, e.id)
 	var unreadable error
 	err = e.persist(ctx, func() error {
@@ -135,13 +143,17 @@ func (e *execution) saveTranscript(ctx context.Context, f *stromboli.RunFinish) 
 		return err
 	})
 	switch {
-	case err != nil:
+	case err != nil && ctx.Err() != nil:
 		return "", fmt.Errorf("saving the transcript: %w", err)
-	case errors.Is(unreadable, fs.ErrNotExist):
+	case err != nil: // it stays in the session's home; the run must end all the same
+		e.log.ErrorContext(ctx, "saving the transcript", "error", err)
+		e.warn(f, "transcript_not_saved", errors.New("the transcript could not be stored"))
+		return "", nil
+	case errors.Is(unreadable, fs.ErrNotExist) && !e.turn.Answered():
 		return "", nil // the agent died before it said anything
 	case unreadable != nil: // the agent made something else of the file
 		e.warn(f, "transcript_not_saved", unreadable)
-		return "", nil
+		return "", nil //nolint:nilerr // told as a warning
 	}
 	f.Session.TranscriptKey = key
 	return session.TranscriptKey, nil
@@ -156,7 +168,7 @@ func (e *execution) warn(f *stromboli.RunFinish, code string, err error) {
 // putTranscript puts the session's saved transcript into its home.
 func (e *execution) putTranscript(ctx context.Context, session stromboli.Session, home sandbox.Home) error {
 	if session.TranscriptKey == "" {
-		return nil
+		return home.Repair(session.CLISessionID)
 	}
 	src, err := e.r.cfg.Blobs.Get(ctx, session.TranscriptKey)
 	if err != nil {
@@ -166,20 +178,23 @@ func (e *execution) putTranscript(ctx context.Context, session stromboli.Session
 	return home.WriteTranscript(session.CLISessionID, src)
 }
 
-// discard removes the sandbox of a run that has ended. The outcome is durable
-// already; what can't be removed now is swept at the next start.
-func (e *execution) discard(ctx context.Context) {
+// discard removes the sandbox of a run that has ended, and reports whether that
+// worked. The outcome is durable already.
+func (e *execution) discard(ctx context.Context) bool {
 	if e.row.SandboxID == "" {
-		return
+		return true
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), discardTime)
 	defer cancel()
 	if err := e.r.cfg.Sandboxes.Discard(ctx, e.row.SandboxID); err != nil {
 		e.log.ErrorContext(ctx, "discarding the sandbox", "sandbox", e.row.SandboxID, "error", err)
+		return false
 	}
+	e.box = nil
+	return true
 }
 
-// letGo leaves the sandbox running for the next server.
+// letGo leaves the sandbox, if there is one, running for whoever comes next.
 func (e *execution) letGo() {
 	if e.box == nil {
 		return
@@ -187,6 +202,20 @@ func (e *execution) letGo() {
 	if err := e.r.cfg.Sandboxes.Release(e.box); err != nil {
 		e.log.Debug("closing the sandbox's socket", "error", err)
 	}
+	e.box = nil
+}
+
+// linger returns a context that ends a while after ctx does.
+func linger(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		select {
+		case <-time.After(d):
+			cancel()
+		case <-longer.Done():
+		}
+	})
+	return longer, func() { stop(); cancel() }
 }
 
 func event(t stromboli.EventType, data any) stromboli.Event {

@@ -23,6 +23,7 @@ func (e *execution) follow(ctx context.Context) (stromboli.Outcome, error) {
 		if err != nil {
 			return e.broken(ctx, fmt.Errorf("reading the agent's output: %w", err))
 		}
+		e.moves()
 		if err := e.store(ctx, lines); err != nil {
 			return e.broken(ctx, err)
 		}
@@ -36,14 +37,19 @@ func (e *execution) follow(ctx context.Context) (stromboli.Outcome, error) {
 	}
 }
 
-// broken says what an error in mid-run means: the server stops, the sandbox is
-// gone, or something that a person must look at.
+// broken says what an error means once the agent may have been started: the
+// server stops, the sandbox is gone, its shim can't do what must be done, or
+// something failed that may do so no more the next time.
 func (e *execution) broken(ctx context.Context, err error) (stromboli.Outcome, error) {
-	switch {
+	switch remote, ok := errors.AsType[*shim.RemoteError](err); {
 	case ctx.Err() != nil:
 		return stromboli.Outcome{}, errLetGo
 	case errors.Is(err, shim.ErrGone):
 		return e.lost(), nil
+	case ok && remote.Code == shim.CodeStart:
+		return e.failed(stromboli.ReasonImage, err), nil
+	case ok, time.Since(e.row.StartedAt) > e.plan.SandboxTimeout+giveUp:
+		return e.failed(stromboli.ReasonEngine, err), nil
 	}
 	return stromboli.Outcome{}, err
 }
@@ -118,98 +124,3 @@ func (e *execution) feed(line shim.Line) []stromboli.Event {
 
 // causeBackground is the exit's cause when background tasks were ended.
 const causeBackground = "background"
-
-// attach makes the sandbox known to cancel, and carries out a wish that is
-// older than the sandbox.
-func (e *execution) attach() {
-	e.mu.Lock()
-	e.abort = nil
-	e.running = e.box
-	wish := e.wish
-	e.mu.Unlock()
-	if wish != "" {
-		e.interrupt()
-	}
-}
-
-// detach waits for calls to the sandbox that others began.
-func (e *execution) detach() {
-	e.mu.Lock()
-	e.running = nil
-	e.mu.Unlock()
-	e.stopping.Wait()
-}
-
-// requestCancel records the wish to end the run and carries it out. The run
-// can't end with another outcome in between.
-func (e *execution) requestCancel(ctx context.Context, req stromboli.CancelRequest) (stromboli.Run, error) {
-	e.ending.Lock()
-	defer e.ending.Unlock()
-	run, err := e.r.cfg.Store.RequestCancel(ctx, req)
-	if err != nil {
-		return stromboli.Run{}, err
-	}
-	e.r.cfg.Log.Wake(e.id)
-	e.cancel(run.CancelReason)
-	return run, nil
-}
-
-// cancel carries out the wish to end the run; it doesn't wait for the end.
-func (e *execution) cancel(reason stromboli.Reason) {
-	e.mu.Lock()
-	again := e.wish != ""
-	if !again {
-		e.wish = reason
-	}
-	if e.abort != nil {
-		e.abort(errors.New("cancelled"))
-	}
-	e.mu.Unlock()
-	if !again {
-		e.interrupt()
-	}
-}
-
-func (e *execution) wished() stromboli.Reason {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.wish
-}
-
-// interrupt asks the CLI to end its turn and has the shim end the agent if it
-// doesn't. The shim carries that out by its own clock, whatever becomes of
-// this server.
-func (e *execution) interrupt() {
-	req := shim.StopRequest{TermAfter: termAfter, KillAfter: killAfter, Cause: string(e.wished())}
-	e.tell(func(ctx context.Context, p *shim.Peer) error {
-		return errors.Join(p.Stop(ctx, req), p.Stdin(ctx, interruptFrame, claude.Interrupt("stromboli-cancel")))
-	})
-}
-
-// endBackground ends a run whose agent has answered but left tasks running.
-func (e *execution) endBackground() {
-	e.tell(func(ctx context.Context, p *shim.Peer) error {
-		return p.Stop(ctx, shim.StopRequest{KillAfter: termAfter, Cause: causeBackground})
-	})
-}
-
-// tell makes a call to the sandbox, if there is one, without waiting for it.
-func (e *execution) tell(call func(context.Context, *shim.Peer) error) {
-	e.mu.Lock()
-	box := e.running
-	if box != nil {
-		e.stopping.Add(1)
-	}
-	e.mu.Unlock()
-	if box == nil {
-		return
-	}
-	go func() {
-		defer e.stopping.Done()
-		ctx, cancel := context.WithTimeout(context.Background(), killAfter)
-		defer cancel()
-		if err := call(ctx, box.Peer); err != nil && !errors.Is(err, shim.ErrGone) {
-			e.log.Warn("telling the sandbox to stop", "error", err)
-		}
-	}()
-}

@@ -99,18 +99,26 @@ type Runner struct {
 
 	wake chan struct{} // one slot: a run became pending or a slot became free
 
+	// claiming is held while a pending run is being claimed, so that a cancel
+	// finds it either pending or with its execution. It is taken before mu.
+	claiming sync.Mutex
+
 	mu         sync.Mutex
 	active     map[string]*execution // by run id
 	executions sync.WaitGroup
-	base       context.Context // of the executions; set by Run, ended at stop
-	pending    int             // rows that wait for a slot
-	slots      int             // slots in use
+	recovered  []*execution    // what Run has yet to launch
+	base       context.Context // of the executions
+	endBase    context.CancelFunc
+	pending    int // rows that wait for a slot, or are about to
+	slots      int // slots in use
 	draining   bool
 }
 
 // New returns a Runner that does nothing before Run.
 func New(cfg Config) *Runner {
+	base, end := context.WithCancel(context.Background())
 	return &Runner{
+		base: base, endBase: end,
 		cfg:    cfg,
 		log:    cfg.Logger,
 		wake:   make(chan struct{}, 1),
@@ -150,7 +158,9 @@ func (r *Runner) Recover(ctx context.Context) error {
 	}
 	for _, run := range resume {
 		r.slots++
-		r.active[run.ID] = newExecution(r, run)
+		e := newExecution(r, run)
+		r.active[run.ID] = e
+		r.recovered = append(r.recovered, e)
 	}
 	return nil
 }
@@ -159,11 +169,12 @@ func (r *Runner) Recover(ctx context.Context) error {
 // and the next server goes on with them. It returns when no execution touches
 // anything any more.
 func (r *Runner) Run(ctx context.Context) error {
+	defer r.endBase()
 	r.mu.Lock()
-	r.base = ctx
-	for _, e := range r.active {
+	for _, e := range r.recovered {
 		r.launch(e)
 	}
+	r.recovered = nil
 	r.mu.Unlock()
 
 	for {
@@ -173,6 +184,7 @@ func (r *Runner) Run(ctx context.Context) error {
 			r.mu.Lock()
 			r.draining = true
 			r.mu.Unlock()
+			r.endBase()
 			r.executions.Wait()
 			return nil
 		case <-r.wake:
@@ -201,17 +213,26 @@ func (r *Runner) Drain(ctx context.Context) error {
 	}
 }
 
-// launch starts an execution; r.mu is held.
+// launch starts an execution; r.mu is held. A sandbox that can't be discarded
+// when its run has ended is tried again later, without holding the slot.
 func (r *Runner) launch(e *execution) {
 	r.executions.Add(1)
 	go func() {
 		defer r.executions.Done()
-		e.run(r.base)
+		left := e.run(r.base)
 		r.mu.Lock()
 		delete(r.active, e.id)
 		r.slots--
 		r.mu.Unlock()
 		r.poke()
+		for delay := retryLast; left; delay = min(2*delay, giveUp) {
+			select {
+			case <-r.base.Done(): // swept at the next start
+				return
+			case <-time.After(delay):
+				left = !e.discard(r.base)
+			}
+		}
 	}()
 }
 
@@ -234,25 +255,33 @@ func (r *Runner) claim(ctx context.Context) {
 		if !free {
 			return
 		}
-		run, ok, err := r.cfg.Store.ClaimPending(ctx, r.cfg.Owner)
-		r.mu.Lock()
-		if err != nil || !ok {
-			r.slots--
-			if !ok && err == nil {
-				r.pending = 0
-			}
-			r.mu.Unlock()
-			if err != nil && ctx.Err() == nil {
-				r.log.ErrorContext(ctx, "claiming a pending run", "error", err)
-			}
+		if !r.claimOne(ctx) {
 			return
 		}
-		r.pending--
-		e := newExecution(r, run)
-		r.active[run.ID] = e
-		r.launch(e)
-		r.mu.Unlock()
 	}
+}
+
+// claimOne starts the oldest pending run in a slot that was taken for it, and
+// gives the slot back if there is none.
+func (r *Runner) claimOne(ctx context.Context) bool {
+	r.claiming.Lock()
+	defer r.claiming.Unlock()
+	run, ok, err := r.cfg.Store.ClaimPending(ctx, r.cfg.Owner)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil || !ok {
+		// Counted and not there: it is being written, and its writer will poke.
+		r.slots--
+		if err != nil && ctx.Err() == nil {
+			r.log.ErrorContext(ctx, "claiming a pending run", "error", err)
+		}
+		return false
+	}
+	r.pending--
+	e := newExecution(r, run)
+	r.active[run.ID] = e
+	r.launch(e)
+	return true
 }
 
 // Get returns a run of the principal's tenant.
@@ -270,25 +299,35 @@ func (r *Runner) List(ctx context.Context, p stromboli.Principal, f stromboli.Ru
 // stopped: an interrupt at once, SIGTERM after two seconds, SIGKILL of every
 // process of the agent's two seconds later. It doesn't wait for that.
 func (r *Runner) Cancel(ctx context.Context, p stromboli.Principal, id string, reason stromboli.Reason) (stromboli.Run, error) {
-	r.mu.Lock()
-	e := r.active[id]
-	r.mu.Unlock()
 	req := stromboli.CancelRequest{Tenant: p.Tenant, RunID: id, Reason: reason}
-	if e != nil {
+	if e := r.execution(id); e != nil {
+		return e.requestCancel(ctx, req)
+	}
+	return r.cancelPending(ctx, req)
+}
+
+func (r *Runner) execution(id string) *execution {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.active[id]
+}
+
+// cancelPending cancels a run that nobody executes.
+func (r *Runner) cancelPending(ctx context.Context, req stromboli.CancelRequest) (stromboli.Run, error) {
+	r.claiming.Lock()
+	defer r.claiming.Unlock()
+	if e := r.execution(req.RunID); e != nil { // claimed while we waited
 		return e.requestCancel(ctx, req)
 	}
 	run, err := r.cfg.Store.RequestCancel(ctx, req)
 	if err != nil {
 		return stromboli.Run{}, err
 	}
-	r.cfg.Log.Wake(id)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	switch e := r.active[id]; {
-	case run.Status == stromboli.Cancelled && r.pending > 0:
+	r.cfg.Log.Wake(req.RunID)
+	if run.Status == stromboli.Cancelled {
+		r.mu.Lock()
 		r.pending--
-	case e != nil: // claimed while we asked
-		e.cancel(run.CancelReason)
+		r.mu.Unlock()
 	}
 	return run, nil
 }

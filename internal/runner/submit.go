@@ -10,6 +10,7 @@ import (
 	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/claude"
 	"github.com/tomblancdev/stromboli/internal/policy"
+	"github.com/tomblancdev/stromboli/internal/sandbox"
 )
 
 // Submit checks a spec and makes a run of it, durable on return. The run is
@@ -45,7 +46,7 @@ func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.
 	if err := r.session(ctx, p, s, &n); err != nil {
 		return stromboli.Run{}, false, err
 	}
-	return r.create(ctx, n)
+	return r.create(ctx, n, checked)
 }
 
 // session decides which session the run belongs to.
@@ -77,14 +78,16 @@ func (r *Runner) session(ctx context.Context, p stromboli.Principal, s stromboli
 
 // create inserts the run with a slot of its own when one is free and nobody
 // waits for it, else as pending.
-func (r *Runner) create(ctx context.Context, n stromboli.NewRun) (stromboli.Run, bool, error) {
+func (r *Runner) create(ctx context.Context, n stromboli.NewRun, checked sandbox.Plan) (stromboli.Run, bool, error) {
 	r.mu.Lock()
-	if r.draining || r.base == nil {
+	if r.draining {
 		r.mu.Unlock()
 		return stromboli.Run{}, false, &stromboli.Error{
 			Code: stromboli.Draining, Message: "the server is about to stop and takes no new runs", RetryAfter: 5 * time.Second,
 		}
 	}
+	r.executions.Add(1) // Run waits for what is being written here
+	defer r.executions.Done()
 	direct := r.slots < r.cfg.MaxRunning && r.pending == 0
 	if direct {
 		r.slots++
@@ -115,11 +118,12 @@ func (r *Runner) create(ctx context.Context, n stromboli.NewRun) (stromboli.Run,
 		} else {
 			r.pending--
 		}
+		r.poke() // somebody may have queued behind what was reserved here
 		return run, existing, err
 	}
 	r.cfg.Log.Wake(run.ID)
 	if direct {
-		e.row, e.accepted = run, n.Run.CreatedAt
+		e.row, e.accepted, e.checked = run, n.Run.CreatedAt, &checked
 		r.launch(e)
 	} else {
 		r.poke()

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -10,7 +11,7 @@ import (
 )
 
 // ClaimPending makes the oldest pending run of all tenants the owner's: it is
-// running with a new epoch. ok is false where nothing waits.
+// running with a new epoch, in the phase creating. ok is false where nothing waits.
 func (s *Store) ClaimPending(ctx context.Context, owner string) (run stromboli.Run, ok bool, err error) {
 	if owner == "" {
 		return stromboli.Run{}, false, errors.New("claim run: an owner is required")
@@ -25,11 +26,23 @@ func (s *Store) ClaimPending(ctx context.Context, owner string) (run stromboli.R
 			return stromboli.Run{}, err
 		}
 		now := s.now().UnixMilli()
-		if _, err := t.exec(`UPDATE runs SET status = 'running', owner = ?, epoch = epoch + 1, started_at = ?, updated_at = ? WHERE id = ?`,
-			owner, now, now, id); err != nil {
+		phase := stromboli.PhaseCreating
+		if _, err := t.exec(`UPDATE runs SET status = 'running', phase = ?, owner = ?, epoch = epoch + 1, started_at = ?, updated_at = ? WHERE id = ?`,
+			string(phase), owner, now, now, id); err != nil {
 			return stromboli.Run{}, err
 		}
 		r, err := t.run("", id)
+		if err != nil {
+			return stromboli.Run{}, err
+		}
+		data, err := json.Marshal(stromboli.PhaseData{Phase: phase})
+		if err != nil {
+			return stromboli.Run{}, err
+		}
+		if _, err := s.appendEvents(t, r.head(), []stromboli.Event{{Type: stromboli.EventPhase, Data: data}}); err != nil {
+			return stromboli.Run{}, err
+		}
+		r, err = t.run("", id)
 		return r.Run, err
 	})
 	return run, err == nil && run.ID != "", err

@@ -106,7 +106,7 @@ func (s *Store) RequestCancel(ctx context.Context, c stromboli.CancelRequest) (s
 			string(c.Reason), string(stromboli.PhaseCancelling), s.now().UnixMilli(), r.n); err != nil {
 			return stromboli.Run{}, err
 		}
-		h := head{n: r.n, epoch: r.Epoch, id: r.ID, session: r.SessionID, status: r.Status, lastSeq: r.LastSeq, lastLine: r.LastLine}
+		h := *r.head()
 		if r.Status == stromboli.Pending {
 			if _, err := s.finish(t, h, neverStarted(c.Reason), nil); err != nil {
 				return stromboli.Run{}, err

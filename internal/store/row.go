@@ -89,6 +89,13 @@ type head struct {
 	lastSeq, lastLine int64
 }
 
+func (r row) head() *head {
+	return &head{
+		n: r.n, epoch: r.Epoch, id: r.ID, session: r.SessionID, status: r.Status, cancelReason: r.CancelReason,
+		lastSeq: r.LastSeq, lastLine: r.LastLine,
+	}
+}
+
 // owned reads the head of a run that the holder of epoch wants to change:
 // NotFound, ErrFenced or, where the run has ended, Conflict.
 func (t *tx) owned(id string, epoch int64) (head, error) {

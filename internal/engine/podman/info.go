@@ -1,11 +1,13 @@
 package podman
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/tomblancdev/stromboli/internal/engine"
@@ -72,14 +74,19 @@ func (c *Client) Info(ctx context.Context) (engine.Info, error) {
 
 func (c *Client) askInfo(ctx context.Context) (engine.Info, error) {
 	var a infoAnswer
-	if err := c.call(ctx, request{op: "ask the container engine about itself", method: http.MethodGet, path: "/info", limit: queryLimit}, &a); err != nil {
-		return engine.Info{}, err
-	}
-	// Only the other API says whether the kernel accounts swap.
+	// Only the other API says whether the kernel accounts swap. Each question
+	// takes Podman a good part of a second, and a starting server waits for both.
 	var compat struct {
 		SwapLimit bool
 	}
-	if err := c.call(ctx, request{op: "ask the container engine about swap", method: http.MethodGet, path: compatInfo, limit: queryLimit}, &compat); err != nil {
+	var compatErr error
+	var both sync.WaitGroup
+	both.Go(func() {
+		compatErr = c.call(ctx, request{op: "ask the container engine about swap", method: http.MethodGet, path: compatInfo, limit: queryLimit}, &compat)
+	})
+	err := c.call(ctx, request{op: "ask the container engine about itself", method: http.MethodGet, path: "/info", limit: queryLimit}, &a)
+	both.Wait()
+	if err := cmp.Or(err, compatErr); err != nil {
 		return engine.Info{}, err
 	}
 	info := engine.Info{

@@ -219,6 +219,10 @@ func testLifecycle(t *testing.T, f *fixture) {
 				}
 				if ok {
 					status, epoch = stromboli.Running, got.Epoch
+					seq++
+					if got.Phase != stromboli.PhaseCreating || got.LastSeq != seq {
+						rt.Fatalf("claimed in the phase %s, with %d events", got.Phase, got.LastSeq)
+					}
 				}
 			},
 			"takeover": func(*rapid.T) {

@@ -1,0 +1,324 @@
+package runner_test
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/blob"
+	"github.com/tomblancdev/stromboli/internal/claude"
+	"github.com/tomblancdev/stromboli/internal/engine"
+	"github.com/tomblancdev/stromboli/internal/engine/enginetest"
+	"github.com/tomblancdev/stromboli/internal/eventlog"
+	"github.com/tomblancdev/stromboli/internal/policy"
+	"github.com/tomblancdev/stromboli/internal/runner"
+	"github.com/tomblancdev/stromboli/internal/sandbox"
+	"github.com/tomblancdev/stromboli/internal/store"
+)
+
+const patience = 60 * time.Second
+
+// fakeCLI behaves as the agent CLI does, save that it runs the script that its
+// first message holds in place of asking a model. It notes each of its starts.
+const fakeCLI = `#!/bin/bash
+for a in "$@"; do case $a in --session-id=*) id=${a#*=} how=new;; --resume=*) id=${a#*=} how=resume;; esac; done
+say() { printf '%s\n' "$1"; }
+mkdir -p "$HOME/.claude/projects/p"
+log=$(find "$HOME/.claude/projects" -name "$id.jsonl" | head -1)
+log=${log:-$HOME/.claude/projects/p/$id.jsonl}
+if [ $how = resume ] && [ ! -e "$log" ]; then echo "No conversation found with session ID: $id" >&2; exit 1; fi
+echo "start $STROMBOLI_NOTHING" >> "$HOME/starts"
+read -r message || exit 3
+say '{"type":"system","subtype":"init","session_id":"'$id'","model":"fake"}'
+echo "$message" >> "$log"
+script=$(sed 's/.*RUN:\([A-Za-z0-9+\/=]*\).*/\1/' <<<"$message" | base64 -d)
+result() {
+  say '{"type":"assistant","message":{"id":"m","model":"fake","content":[{"type":"text","text":"'"$1"'"}]}}'
+  say '{"type":"result","subtype":"success","is_error":false,"num_turns":1,"result":"'"$1"'","session_id":"'$id'","total_cost_usd":0.1,"usage":{"input_tokens":1,"output_tokens":1}}'
+}
+eval "$script"
+cat >/dev/null
+`
+
+// world is everything that outlives a server.
+type world struct {
+	t      *testing.T
+	engine *enginetest.Fake
+	shims  *shims
+	data   string
+	cli    string
+
+	down    atomic.Pointer[string] // the engine's method that fails; "": all
+	unready atomic.Bool            // the model has no credential
+}
+
+// breakEngine makes a method of the engine fail, or all of them ("").
+func (w *world) breakEngine(method string) { w.down.Store(&method) }
+
+func (w *world) mendEngine() { w.down.Store(nil) }
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, data: shortDir(t), cli: shortDir(t)}
+	w.engine, w.shims = newEngine(t, func(method string) error {
+		if broken := w.down.Load(); broken != nil && (*broken == "" || *broken == method) {
+			return &engine.Error{Op: "call", Message: "no engine", Kind: engine.ErrUnavailable}
+		}
+		return nil
+	})
+	must(t, os.WriteFile(filepath.Join(w.cli, "claude"), []byte(fakeCLI), 0o755))
+	return w
+}
+
+// life is one life of a server.
+type life struct {
+	w      *world
+	store  *store.Store
+	faults *faults
+	log    *eventlog.Log
+	boxes  *sandbox.Manager
+	*runner.Runner
+
+	stop func() // lets go of everything and waits
+}
+
+// options change a life's configuration.
+type options struct {
+	max, queue int
+	background time.Duration
+	orphan     time.Duration
+	faults     *faults
+}
+
+// start opens a server's parts and recovers what the one before left.
+func (w *world) start(o options) *life {
+	w.t.Helper()
+	l, err := w.tryStart(o)
+	must(w.t, err)
+	return l
+}
+
+func (w *world) tryStart(o options) (*life, error) {
+	w.t.Helper()
+	if o.max == 0 {
+		o.max = 4
+	}
+	if o.queue == 0 {
+		o.queue = 100
+	}
+	if o.orphan == 0 {
+		o.orphan = time.Minute
+	}
+	if o.background == 0 {
+		o.background = time.Minute
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	st, err := store.Open(ctx, store.Config{Path: filepath.Join(w.data, "stromboli.db")})
+	must(w.t, err)
+	blobs, err := blob.Open(filepath.Join(w.data, "blobs"))
+	must(w.t, err)
+	log := slog.New(slog.NewTextHandler(testWriter{w.t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	info, err := w.engine.Info(ctx)
+	if err != nil {
+		info = engine.Info{EnforcesLimits: true}
+	}
+	l := &life{w: w, store: st, faults: o.faults, log: eventlog.New(st)}
+	l.boxes = sandbox.New(sandbox.Config{
+		Engine: w.engine, Info: info, DataDir: w.data, Instance: "test", Shim: "/proc/self/exe", CLI: w, Egress: w,
+		OrphanTimeout: o.orphan, Logger: log,
+	})
+	if l.faults == nil {
+		l.faults = &faults{}
+	}
+	l.faults.Store, l.faults.cancel = st, cancel
+	l.Runner = runner.New(runner.Config{
+		Store: l.faults, Log: faultyLog{l.log, l.faults}, Sandboxes: l.boxes, Blobs: blobs, Model: w,
+		Policy: policy.Config{Image: image, Memory: 64 << 20, NanoCPUs: 1e9, Timeout: time.Minute, Home: sandbox.HomePath},
+		Owner:  "test", MaxRunning: o.max, MaxQueued: o.queue, BackgroundWait: o.background, Logger: log,
+	})
+	if err := l.Recover(ctx); err != nil {
+		cancel()
+		return nil, errors.Join(err, st.Close(), blobs.Close())
+	}
+	var done sync.WaitGroup
+	done.Go(func() { _ = l.Run(ctx) })
+	var once sync.Once
+	l.stop = func() {
+		once.Do(func() {
+			cancel()
+			done.Wait()
+			_ = st.Close()
+			_ = blobs.Close()
+		})
+	}
+	w.t.Cleanup(l.stop)
+	return l, nil
+}
+
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(b []byte) (int, error) {
+	w.t.Logf("%s", b)
+	return len(b), nil
+}
+
+// world is also what a server needs of others.
+
+func (w *world) Build(context.Context, string) (dir, loader string, err error) { return w.cli, "", nil }
+
+func (w *world) Add(context.Context, string, string, string, uint32) error { return nil }
+
+func (w *world) Remove(context.Context, string) error { return nil }
+
+func (w *world) Ready(context.Context) (string, error) {
+	if w.unready.Load() {
+		return "", stromboli.Errorf(stromboli.NotConfigured, "no credential")
+	}
+	return claude.APIKey, nil
+}
+
+func me() stromboli.Principal { return stromboli.Principal{Tenant: "default", Name: "me"} }
+
+// Submit hides whether the run existed.
+func (l *life) Submit(ctx context.Context, p stromboli.Principal, s stromboli.Submission) (stromboli.Run, error) {
+	run, _, err := l.Runner.Submit(ctx, p, s)
+	return run, err
+}
+
+// submission is a run whose agent executes a script.
+func submission(script string, change ...func(*stromboli.RunSpec)) stromboli.Submission {
+	spec := stromboli.RunSpec{Prompt: "RUN:" + base64.StdEncoding.EncodeToString([]byte(script))}
+	for _, c := range change {
+		c(&spec)
+	}
+	return stromboli.Submission{Spec: spec, Kind: stromboli.KindAsync}
+}
+
+func (l *life) submit(script string, change ...func(*stromboli.RunSpec)) stromboli.Run {
+	l.w.t.Helper()
+	run, err := l.Submit(context.Background(), me(), submission(script, change...))
+	must(l.w.t, err)
+	return run
+}
+
+func (l *life) cancel(id string) {
+	l.w.t.Helper()
+	_, err := l.Cancel(context.Background(), me(), id, stromboli.ReasonRequest)
+	must(l.w.t, err)
+}
+
+func (l *life) get(id string) stromboli.Run {
+	l.w.t.Helper()
+	run, err := l.store.GetRun(context.Background(), "default", id)
+	must(l.w.t, err)
+	return run
+}
+
+// wait follows a run to its end and checks what must hold of every run.
+func (l *life) wait(id string) stromboli.Run {
+	l.w.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var last int64
+	finished := 0
+	for ev, err := range l.log.Follow(ctx, id, 0) {
+		if err != nil {
+			l.w.t.Fatalf("following %s (%s): %v", id, l.get(id).Phase, err)
+		}
+		if last++; ev.Seq != last {
+			l.w.t.Errorf("event %d of %s comes after %d", ev.Seq, id, last-1)
+		}
+		if ev.Type == stromboli.EventRunFinished {
+			finished++
+		}
+	}
+	run := l.get(id)
+	if finished != 1 || !run.Status.Terminal() || run.LastSeq != last {
+		l.w.t.Errorf("%s: %d ends, status %s, last event %d of %d", id, finished, run.Status, last, run.LastSeq)
+	}
+	session, err := l.store.GetSession(ctx, "default", run.SessionID)
+	must(l.w.t, err)
+	if session.ActiveRun == id {
+		l.w.t.Errorf("the session of %s is still busy", id)
+	}
+	return run
+}
+
+// starts counts how often an agent of the session was started.
+func (w *world) starts(run stromboli.Run) int {
+	b, _ := os.ReadFile(filepath.Join(w.data, "sessions", run.SessionID, "home", "starts"))
+	return strings.Count(string(b), "start")
+}
+
+// empty waits until no container and no sandbox's directory is left.
+func (l *life) empty() {
+	l.w.t.Helper()
+	l.eventually("all sandboxes are gone", func() bool {
+		n, err := l.boxes.Left(context.Background())
+		entries, _ := os.ReadDir(filepath.Join(l.w.data, "sb"))
+		return err == nil && n == 0 && len(entries) == 0
+	})
+}
+
+func (l *life) eventually(what string, ok func() bool) {
+	l.w.t.Helper()
+	end := time.After(patience)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-end:
+			active, err := l.store.ActiveRuns(context.Background())
+			l.w.t.Fatalf("never: %s; active: %+v, %v", what, active, err)
+		}
+	}
+}
+
+// until waits for a phase of a run.
+func (l *life) until(id string, phase stromboli.Phase) {
+	l.w.t.Helper()
+	l.eventually(fmt.Sprintf("%s is %s", id, phase), func() bool { return l.get(id).Phase == phase })
+}
+
+// said waits until the agent has printed a text.
+func (l *life) said(id, text string) {
+	l.w.t.Helper()
+	l.eventually(fmt.Sprintf("%s says %s", id, text), func() bool {
+		events, err := l.store.Events(context.Background(), id, 0, 1000)
+		must(l.w.t, err)
+		for _, ev := range events {
+			var d stromboli.OutputData
+			if ev.Type == stromboli.EventOutput && json.Unmarshal(ev.Data, &d) == nil && strings.Contains(d.Line, text) {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+func want(t *testing.T, run stromboli.Run, status stromboli.Status, reason stromboli.Reason) {
+	t.Helper()
+	if run.Status != status || run.Outcome.Reason != reason {
+		t.Errorf("run ended as %s (%s): %s; want %s (%s)", run.Status, run.Outcome.Reason, run.Outcome.Error, status, reason)
+	}
+}
+
+// reopen opens the database of a server that has ended.
+func (w *world) reopen() *store.Store {
+	w.t.Helper()
+	st, err := store.Open(context.Background(), store.Config{Path: filepath.Join(w.data, "stromboli.db")})
+	must(w.t, err)
+	return st
+}

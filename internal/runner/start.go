@@ -1,0 +1,196 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/claude"
+	"github.com/tomblancdev/stromboli/internal/sandbox"
+	"github.com/tomblancdev/stromboli/internal/shim"
+)
+
+// start makes the sandbox and starts the agent with the run's message.
+func (e *execution) start(ctx context.Context) error {
+	create, abort := context.WithCancelCause(ctx)
+	defer abort(nil)
+	e.mu.Lock()
+	e.abort = abort
+	wish := e.wish
+	e.mu.Unlock()
+	if wish != "" {
+		return errors.New("cancelled before the sandbox was made")
+	}
+	kind, err := e.credential(create)
+	if err != nil {
+		return err
+	}
+	session, err := e.r.cfg.Store.GetSession(ctx, e.row.Tenant, e.row.SessionID)
+	if err != nil {
+		return fmt.Errorf("reading the session: %w", err)
+	}
+	// The sandbox's name is durable before anything of that name exists.
+	e.row.SandboxID = stromboli.NewSandboxID()
+	if err := e.update(create, stromboli.RunUpdate{SandboxID: &e.row.SandboxID}); err != nil {
+		return err
+	}
+	if e.checked == nil {
+		checked, err := e.r.cfg.Sandboxes.Check(create, e.plan)
+		if err != nil {
+			return err
+		}
+		e.checked = &checked
+	}
+	spec := sandbox.Spec{
+		ID: e.row.SandboxID, RunID: e.id, SessionID: session.ID,
+		SessionUID: session.UID, SessionGID: session.GID, Plan: e.plan, Checked: *e.checked,
+	}
+	if e.row.Spec.Claude.Resume {
+		spec.BeforeStart = func(h sandbox.Home) error { return e.putTranscript(create, session, h) }
+	}
+	box, err := e.r.cfg.Sandboxes.Create(create, spec)
+	if err != nil {
+		return fmt.Errorf("making the sandbox: %w", err)
+	}
+	e.attach(box) //nolint:contextcheck // what is told to a sandbox ends with detach
+	if err := e.announce(create); err != nil {
+		return err
+	}
+	return e.startAgent(create, kind, session)
+}
+
+// credential returns the kind of the model's credential.
+func (e *execution) credential(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, helpTime)
+	defer cancel()
+	return e.r.cfg.Model.Ready(ctx)
+}
+
+// announce records, before the agent is asked for, that it may exist.
+func (e *execution) announce(ctx context.Context) error {
+	started, phase := true, stromboli.PhaseStarting
+	var events []stromboli.Event
+	for _, w := range e.box.Warnings {
+		events = append(events, event(stromboli.EventWarning, stromboli.WarningData(w)))
+	}
+	events = append(events,
+		event(stromboli.EventPhase, stromboli.PhaseData{Phase: phase}),
+		event(stromboli.EventRunStarted, stromboli.StartedData{
+			Sandbox: e.box.ID, Start: "cold", Image: e.box.Image, ImageDigest: e.box.ImageDigest, UID: e.box.UID, GID: e.box.GID,
+		}))
+	err := e.update(ctx, stromboli.RunUpdate{
+		AgentStarted: &started, Phase: &phase, ImageDigest: &e.box.ImageDigest, Warnings: e.box.Warnings, Events: events,
+	})
+	if err == nil {
+		e.row.AgentStarted = true
+	}
+	return err
+}
+
+// timeLeft is how long the agent may go on from now.
+func (e *execution) timeLeft() time.Duration {
+	left := e.plan.SandboxTimeout - time.Since(e.box.CreatedAt)
+	if e.plan.ClaudeTimeout > 0 {
+		left = min(left, e.plan.ClaudeTimeout)
+	}
+	return left
+}
+
+// startAgent gives the agent its message. An agent that was started before is
+// not started again, and nothing is said to it twice.
+func (e *execution) startAgent(ctx context.Context, kind string, session stromboli.Session) error {
+	opts := e.row.Spec.Claude
+	process := shim.Process{
+		ID:   e.id,
+		Argv: append([]string{e.box.CLI}, claude.Args(opts, claude.Session{ID: session.CLISessionID, Resume: e.resumes(session)})...),
+		Env: claude.Env(claude.EnvConfig{
+			Image: e.box.ImageEnv, Home: e.box.Home, Endpoint: e.box.ProxyURL, CredentialKind: kind, MaxRetries: -1,
+		}),
+		Dir: e.box.Workdir, UID: e.box.UID, GID: e.box.GID, Deadline: max(e.timeLeft(), time.Millisecond),
+	}
+	if err := e.box.Peer.Start(ctx, process); err != nil {
+		return fmt.Errorf("starting the agent: %w", err)
+	}
+	e.allow()
+	if err := e.box.Peer.Stdin(ctx, messageFrame, claude.UserMessage(messageUUID(e.id), e.row.Spec.Prompt)); err != nil {
+		// An agent that reads nothing has ended, or will: its exit says why.
+		if re, ok := errors.AsType[*shim.RemoteError](err); !ok || re.Code != shim.CodeStdinClosed {
+			return fmt.Errorf("sending the message: %w", err)
+		}
+	}
+	phase := stromboli.PhaseGenerating
+	if e.row.Phase == phase { // the server before has said so
+		return nil
+	}
+	data := stromboli.PhaseData{Phase: phase}
+	if !e.accepted.IsZero() {
+		data.Timing = &stromboli.StartTiming{TotalUS: time.Since(e.accepted).Microseconds(), EngineUS: e.box.EngineTime.Microseconds()}
+	}
+	return e.update(ctx, stromboli.RunUpdate{Phase: &phase, Events: []stromboli.Event{event(stromboli.EventPhase, data)}})
+}
+
+// resumes reports whether the CLI has a conversation to go on with: a session
+// whose runs so far ended before the agent spoke has none.
+func (e *execution) resumes(session stromboli.Session) bool {
+	if !e.row.Spec.Claude.Resume || session.TranscriptKey != "" {
+		return e.row.Spec.Claude.Resume
+	}
+	f, err := e.r.cfg.Sandboxes.Home(session.ID, e.box.UID, e.box.GID).ReadTranscript(session.CLISessionID)
+	if err == nil {
+		_ = f.Close()
+	}
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// reattach finds the sandbox that an earlier server made and rebuilds what
+// that server knew from the events that it stored.
+func (e *execution) reattach(ctx context.Context) error {
+	// What was said is known even where the sandbox is gone.
+	if err := e.replay(ctx); err != nil {
+		return err
+	}
+	// A new egress must know the credential before the sandbox reaches it.
+	kind, err := e.credential(ctx)
+	if err != nil {
+		kind = claude.APIKey // the agent runs already; its placeholder is given
+	}
+	box, err := e.r.cfg.Sandboxes.Adopt(ctx, e.row.SandboxID)
+	if err != nil {
+		return err
+	}
+	e.attach(box) //nolint:contextcheck // what is told to a sandbox ends with detach
+	session, err := e.r.cfg.Store.GetSession(ctx, e.row.Tenant, e.row.SessionID)
+	if err != nil {
+		return fmt.Errorf("reading the session: %w", err)
+	}
+	hello, err := box.Peer.Ready(ctx)
+	if err != nil {
+		return err
+	}
+	if hello.BootID != box.BootID {
+		// Somebody has started the container again: the agent that was in it
+		// is no more, and another one must not begin its work anew.
+		return fmt.Errorf("sandbox %s was restarted: %w", box.ID, shim.ErrGone)
+	}
+	return e.startAgent(ctx, kind, session)
+}
+
+// replay feeds the stored output to a fresh turn.
+func (e *execution) replay(ctx context.Context) error {
+	for after := int64(0); ; {
+		events, err := e.r.cfg.Log.Events(ctx, e.id, after, 1000)
+		if err != nil {
+			return fmt.Errorf("reading the run's events: %w", err)
+		}
+		if len(events) == 0 {
+			return nil
+		}
+		for _, ev := range events {
+			after = ev.Seq
+			e.turn.Replay(ev)
+		}
+	}
+}
