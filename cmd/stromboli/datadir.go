@@ -61,8 +61,11 @@ func (e errInUse) Error() string {
 	return fmt.Sprintf("another stromboli server%s uses the data directory %s: stop it, or give this one its own by STROMBOLI_DATA_DIR", at, e.path)
 }
 
-// close gives the lock back.
-func (d *dataDir) close() error { return d.lock.Close() }
+// close gives the lock back. Nobody answers at the address any more.
+func (d *dataDir) close() error {
+	_ = os.Remove(filepath.Join(d.path, "address"))
+	return d.lock.Close()
+}
 
 // writeAddress records where the server listens, for `stromboli run`.
 func (d *dataDir) writeAddress(url string) error {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/tomblancdev/stromboli"
@@ -27,15 +26,23 @@ type model struct {
 	demo    bool
 	egress  egressConfig
 
-	mu   sync.Mutex
+	turn chan struct{} // one slot: held while egress is told, which may take a while
 	last config.Credential
 	sent bool
 }
 
+func newModel(cfg *config.Config, environ []string, demo bool, egress egressConfig) *model {
+	return &model{cfg: cfg, environ: environ, demo: demo, egress: egress, turn: make(chan struct{}, 1)}
+}
+
 // Ready hands the present credential to egress if it has changed.
 func (m *model) Ready(ctx context.Context) (string, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	select {
+	case m.turn <- struct{}{}:
+		defer func() { <-m.turn }()
+	case <-ctx.Done():
+		return "", fmt.Errorf("configuring egress: %w", ctx.Err())
+	}
 	if m.demo {
 		if !m.sent {
 			if err := m.egress.SetConfig(ctx, egress.Config{Demo: true, Allow: m.cfg.Egress.Allow}); err != nil {

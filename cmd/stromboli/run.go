@@ -21,7 +21,7 @@ type runCommand struct {
 
 	Serve  bool   `help:"Serve for the time of the run, if no server runs on this data directory."`
 	Demo   bool   `help:"With --serve: answer with the built-in scripted model; needs no credentials."`
-	Server string `env:"STROMBOLI_URL" placeholder:"URL" help:"The server to use. Default: the one that runs on this data directory."`
+	Server string `placeholder:"URL" help:"The server to use. Default: STROMBOLI_URL, else the one that runs on this data directory."`
 
 	Workdir        string        `short:"C" help:"Working directory in the sandbox."`
 	Volume         []string      `short:"v" sep:"none" help:"Mount host:container[:ro]; below STROMBOLI_AGENT_ALLOWED_VOLUMES only."`
@@ -91,6 +91,11 @@ func (c runCommand) server(ctx context.Context, cfg *config.Config, p process) (
 	nothing := func() error { return nil }
 	if c.Server != "" {
 		return c.Server, nothing, nil
+	}
+	for _, kv := range p.environ {
+		if url, ok := strings.CutPrefix(kv, "STROMBOLI_URL="); ok && url != "" {
+			return url, nothing, nil
+		}
 	}
 	if !c.Serve {
 		if url = readAddress(cfg.DataDir); url == "" {

@@ -116,15 +116,22 @@ func (s *server) serve(ctx context.Context) (err error) {
 func (s *server) loop(ctx context.Context, ln net.Listener, url string) error {
 	below, stopBelow := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBelow()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	var lower errgroup.Group
-	lower.Go(func() error { return s.engine.Run(below) })
-	lower.Go(func() error { return s.egress.Run(below) })
+	for _, part := range []func(context.Context) error{s.engine.Run, s.egress.Run} {
+		lower.Go(func() error {
+			defer stop() // nothing goes on without it
+			return part(below)
+		})
+	}
 
 	upper, ctx := errgroup.WithContext(ctx)
 	work, letGo := context.WithCancel(context.WithoutCancel(ctx))
 	defer letGo()
 	if err := s.runner.Recover(ctx); err != nil {
-		return errors.Join(err, ln.Close())
+		stopBelow()
+		return errors.Join(err, ln.Close(), ended(lower.Wait()))
 	}
 	upper.Go(func() error { return s.runner.Run(work) })
 	upper.Go(func() error { return s.forget(ctx) })
@@ -140,10 +147,13 @@ func (s *server) loop(ctx context.Context, ln net.Listener, url string) error {
 	s.ready(url)
 	err := upper.Wait()
 	stopBelow()
-	if lerr := lower.Wait(); lerr != nil && !errors.Is(lerr, context.Canceled) {
-		err = errors.Join(err, lerr)
-	}
+	err = errors.Join(ended(err), ended(lower.Wait()))
 	s.cleanUp(context.WithoutCancel(ctx))
+	return err
+}
+
+// ended takes what a part returns that was told to stop for no error.
+func ended(err error) error {
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
@@ -262,7 +272,7 @@ func (s *server) openEgress() error {
 		Dir: dir, Command: []string{self, "egress", "--dir", dir}, Env: egressEnv(s.environ),
 		Build: build(self), Log: s.log,
 	})
-	s.model = &model{cfg: s.cfg, environ: s.environ, demo: s.demo, egress: s.egress}
+	s.model = newModel(s.cfg, s.environ, s.demo, s.egress)
 	return nil
 }
 

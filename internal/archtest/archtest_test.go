@@ -76,7 +76,7 @@ func mayInTests() map[string][]string {
 		"internal/egress":            {"internal/modelstub"},
 		"internal/claude":            {"internal/modelstub"},
 		"internal/sandbox":           {"internal/engine/enginetest", "internal/engine/podman"},
-		"internal/runner":            {"internal/store", "internal/eventlog", "internal/blob"},
+		"internal/runner":            {"internal/store", "internal/eventlog", "internal/blob", "internal/engine", "internal/engine/enginetest"},
 		"internal/api":               {"internal/api/apitest"},
 		"client":                     {"internal/api", "internal/api/apitest", "internal/eventlog", "internal/auth"},
 	}

@@ -1,0 +1,161 @@
+package config
+
+import (
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+func load(t *testing.T, environ ...string) *Config {
+	t.Helper()
+	c, err := Load(append([]string{"HOME=/home/u"}, environ...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestDefaults(t *testing.T) {
+	got := load(t)
+	want := &Config{
+		DataDir: "/home/u/.local/share/stromboli", CacheDir: "/home/u/.cache/stromboli",
+		Server:    Server{Address: "127.0.0.1:8080", MaxBody: 10 << 20},
+		Agent:     Agent{CredentialsFile: "/home/u/.claude/.credentials.json"},
+		Resources: Resources{Memory: "512m", CPUs: "1", Timeout: 30 * time.Minute},
+		Runs:      Runs{BackgroundWait: time.Minute},
+		Jobs:      got.Jobs,
+		Log:       Log{Format: "text", Level: "info"},
+		QueueMax:  1000, OrphanTimeout: 10 * time.Minute,
+	}
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Config{})); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Every variable reaches its field: each is set to something that is not its
+// default, and then no field has its default any more.
+func TestEveryVariable(t *testing.T) {
+	set := map[string]string{
+		"STROMBOLI_DATA_DIR": "/d", "STROMBOLI_CACHE_DIR": "/c", "CONTAINER_HOST": "unix:///s",
+		"STROMBOLI_SERVER_ADDRESS": "0.0.0.0:1", "STROMBOLI_SERVER_ALLOWED_HOSTS": "a,b", "STROMBOLI_SERVER_MAX_BODY": "2048",
+		"STROMBOLI_AUTH_ALLOW_PUBLIC": "true", "STROMBOLI_AGENT_IMAGE": "i", "STROMBOLI_AGENT_ALLOWED_VOLUMES": "/a,/b",
+		"STROMBOLI_AGENT_SECRETS_FILE": "/s", "STROMBOLI_AGENT_CREDENTIALS_FILE": "/f", "STROMBOLI_RESOURCES_MEMORY": "1g",
+		"STROMBOLI_RESOURCES_CPUS": "2", "STROMBOLI_RESOURCES_TIMEOUT": "1m", "STROMBOLI_RESOURCES_ALLOW_UNENFORCED": "true",
+		"STROMBOLI_RUNS_MAX": "3", "STROMBOLI_RUNS_BACKGROUND_WAIT": "2s", "STROMBOLI_JOBS_CLEANUP_TTL": "2h",
+		"STROMBOLI_JOBS_CLEANUP_INTERVAL": "2m", "STROMBOLI_EGRESS_ALLOW": "h:1,h:2", "STROMBOLI_LOG_FORMAT": "json",
+		"STROMBOLI_LOG_LEVEL": "debug", "STROMBOLI_QUEUE_MAX": "5", "STROMBOLI_ORPHAN_TIMEOUT": "7m",
+	}
+	var environ []string
+	for name, value := range set {
+		environ = append(environ, name+"="+value)
+	}
+	got, plain := leaves(reflect.ValueOf(*load(t, environ...))), leaves(reflect.ValueOf(*load(t)))
+	if len(set) != len(got) {
+		t.Errorf("%d variables, %d fields", len(set), len(got))
+	}
+	for name, value := range got {
+		if reflect.DeepEqual(value, plain[name]) {
+			t.Errorf("%s is %v, its default", name, value)
+		}
+	}
+	if c := load(t, environ...); !slices.Equal(c.Agent.AllowedVolumes, []string{"/a", "/b"}) || c.Runs.Max != 3 || c.OrphanTimeout != 7*time.Minute {
+		t.Errorf("%+v", c)
+	}
+}
+
+// leaves lists the exported fields that hold values.
+func leaves(v reflect.Value) map[string]any {
+	out := make(map[string]any)
+	for i := range v.NumField() {
+		f := v.Type().Field(i)
+		switch {
+		case !f.IsExported():
+		case f.Type.Kind() == reflect.Struct:
+			for name, value := range leaves(v.Field(i)) {
+				out[f.Name+"."+name] = value
+			}
+		default:
+			out[f.Name] = v.Field(i).Interface()
+		}
+	}
+	return out
+}
+
+func TestRefused(t *testing.T) {
+	for _, c := range []struct{ set, names string }{
+		{"STROMBOLI_RESOURCES_MEMROY=1g", "STROMBOLI_RESOURCES_MEMROY"},
+		{"STROMBOLI_NOTHING=", "STROMBOLI_NOTHING"},
+		{"STROMBOLI_SERVER_ADDRESS=8080", "STROMBOLI_SERVER_ADDRESS"},
+		{"STROMBOLI_SERVER_ADDRESS=", ""}, // unset
+		{"STROMBOLI_SERVER_MAX_BODY=1", "STROMBOLI_SERVER_MAX_BODY"},
+		{"STROMBOLI_SERVER_MAX_BODY=10m", "MaxBody"},
+		{"STROMBOLI_AGENT_ALLOWED_VOLUMES=data", "STROMBOLI_AGENT_ALLOWED_VOLUMES"},
+		{"STROMBOLI_AGENT_ALLOWED_VOLUMES=/a,", "STROMBOLI_AGENT_ALLOWED_VOLUMES"},
+		{"STROMBOLI_QUEUE_MAX=-1", "STROMBOLI_QUEUE_MAX"},
+		{"STROMBOLI_QUEUE_MAX=many", "QueueMax"},
+		{"STROMBOLI_RUNS_MAX=-1", "STROMBOLI_RUNS_MAX"},
+		{"STROMBOLI_RUNS_BACKGROUND_WAIT=-1s", "STROMBOLI_RUNS_BACKGROUND_WAIT"},
+		{"STROMBOLI_RESOURCES_TIMEOUT=0", "STROMBOLI_RESOURCES_TIMEOUT"},
+		{"STROMBOLI_RESOURCES_ALLOW_UNENFORCED=perhaps", "AllowUnenforced"},
+		{"STROMBOLI_ORPHAN_TIMEOUT=1ms", "STROMBOLI_ORPHAN_TIMEOUT"},
+		{"STROMBOLI_JOBS_CLEANUP_TTL=1s", "STROMBOLI_JOBS_CLEANUP_TTL"},
+		{"STROMBOLI_LOG_FORMAT=xml", "STROMBOLI_LOG_FORMAT"},
+		{"STROMBOLI_LOG_LEVEL=loud", "STROMBOLI_LOG_LEVEL"},
+	} {
+		_, err := Load([]string{"HOME=/h", c.set})
+		if c.names == "" {
+			if err != nil {
+				t.Errorf("%s: %v", c.set, err)
+			}
+			continue
+		}
+		if err == nil || !strings.Contains(err.Error(), c.names) {
+			t.Errorf("%s: error %v doesn't name %s", c.set, err, c.names)
+		}
+	}
+}
+
+func TestLoopbackUnlessAllowed(t *testing.T) {
+	for address, ok := range map[string]bool{
+		"127.0.0.1:1": true, "127.9.9.9:1": true, "[::1]:1": true, "localhost:1": true, "127.0.0.1:0": true,
+		"0.0.0.0:1": false, ":1": false, "[::]:1": false, "10.0.0.1:1": false, "example.com:1": false,
+		"127.0.0.1.example.com:1": false, "localhost.example.com:1": false, "2130706433:1": false,
+	} {
+		set := "STROMBOLI_SERVER_ADDRESS=" + address
+		if _, err := Load([]string{"HOME=/h", set}); (err == nil) != ok {
+			t.Errorf("%s: %v", address, err)
+		}
+		if _, err := Load([]string{"HOME=/h", set, "STROMBOLI_AUTH_ALLOW_PUBLIC=true"}); err != nil {
+			t.Errorf("%s, allowed: %v", address, err)
+		}
+	}
+}
+
+func TestDirectories(t *testing.T) {
+	if c := load(t, "XDG_DATA_HOME=/x", "XDG_CACHE_HOME=/y"); c.DataDir != "/x/stromboli" || c.CacheDir != "/y/stromboli" {
+		t.Errorf("XDG: %s, %s", c.DataDir, c.CacheDir)
+	}
+	if c := load(t, "XDG_DATA_HOME=relative"); c.DataDir != "/home/u/.local/share/stromboli" {
+		t.Errorf("a relative XDG directory counts: %s", c.DataDir)
+	}
+	t.Chdir(t.TempDir())
+	here, err := filepath.Abs(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := load(t, "STROMBOLI_DATA_DIR=d"); c.DataDir != filepath.Join(here, "d") {
+		t.Errorf("a relative directory: %s", c.DataDir)
+	}
+	if _, err := Load(nil); err == nil || !strings.Contains(err.Error(), "STROMBOLI_DATA_DIR") {
+		t.Errorf("without a home: %v", err)
+	}
+	if _, err := Load([]string{"STROMBOLI_DATA_DIR=/d", "STROMBOLI_CACHE_DIR=/c"}); err != nil {
+		t.Errorf("without a home and with directories: %v", err)
+	}
+}
