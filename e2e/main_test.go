@@ -95,7 +95,7 @@ func (s *shared) close() {
 		return
 	}
 	if s.rootless { // a store's layers belong to the user's subordinate ids
-		_ = exec.CommandContext(ctx, "podman", "unshare", "rm", "-rf", s.root).Run() //nolint:gosec // our own directory
+		_ = exec.CommandContext(ctx, "podman", "unshare", "rm", "-rf", s.root).Run()
 	}
 	if err := os.RemoveAll(s.root); err != nil {
 		fmt.Fprintln(os.Stderr, "removing", s.root+":", err)

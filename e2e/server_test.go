@@ -80,7 +80,7 @@ func (s *server) up() {
 
 func (s *server) tryUp() error {
 	_ = os.Remove(filepath.Join(s.data, "address"))
-	cmd := exec.Command(suite.bin, "serve") //nolint:gosec // the program under test
+	cmd := exec.Command(suite.bin, "serve")
 	cmd.Env, cmd.Dir, cmd.Stderr, cmd.Stdout = s.env, s.dir, s.log, s.log
 	cmd.WaitDelay = 5 * time.Second
 	if err := cmd.Start(); err != nil {
@@ -103,7 +103,7 @@ func (s *server) tryUp() error {
 			continue
 		}
 		s.url = strings.TrimSpace(string(b))
-		resp, err := http.Get(s.url + "/livez") //nolint:noctx // loopback, and the loop has a deadline
+		resp, err := http.Get(s.url + "/livez")
 		if err != nil {
 			continue
 		}
@@ -169,7 +169,7 @@ func (s *server) egressControl() *http.Client {
 }
 
 func (s *server) shutdownEgress() {
-	resp, err := s.egressControl().Post("http://egress/shutdown", "application/json", nil) //nolint:noctx // has a time limit
+	resp, err := s.egressControl().Post("http://egress/shutdown", "application/json", nil)
 	if err == nil {
 		_ = resp.Body.Close()
 	}
@@ -178,7 +178,7 @@ func (s *server) shutdownEgress() {
 // egressPID asks the egress process for its pid.
 func (s *server) egressPID() int {
 	s.t.Helper()
-	resp, err := s.egressControl().Get("http://egress/status") //nolint:noctx // has a time limit
+	resp, err := s.egressControl().Get("http://egress/status")
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -308,7 +308,9 @@ func checkSequence(t *testing.T, events []stromboli.Event) {
 // waitFor polls until ok, and fails the test after a while.
 func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); <-tick.C {
 		if ok() {
 			return
 		}

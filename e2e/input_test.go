@@ -1,0 +1,242 @@
+package e2e_test
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// badInput is a request that is refused before anything exists.
+type badInput struct {
+	name   string
+	body   string
+	status int
+	code   string
+	field  string // that the details name; empty: none
+}
+
+// TestBadInput: each is told what is wrong and where, and starts nothing.
+func TestBadInput(t *testing.T) {
+	s := start(t)
+	many := make([]string, 10_000)
+	for i := range many {
+		many[i] = fmt.Sprintf(`"%s/%d:/mnt/%d"`, s.volumes, i, i)
+	}
+	outside := filepath.Join(s.dir, "outside")
+	if err := os.Mkdir(outside, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(outside, filepath.Join(s.volumes, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/etc/passwd", filepath.Join(s.volumes, "passwd")); err != nil {
+		t.Fatal(err)
+	}
+	repo := s.gate(t).path
+
+	invalid := func(name, body, field string) badInput { return badInput{name, body, 400, "invalid_request", field} }
+	claude := func(name, option, field string) badInput {
+		return invalid("claude, "+name, `{"prompt":"x","claude":{`+option+`}}`, "claude."+field)
+	}
+	sandbox := func(name, option, field string) badInput {
+		return invalid("podman, "+name, `{"prompt":"x","podman":{`+option+`}}`, "podman."+field)
+	}
+	volume := func(name, volume string) badInput {
+		return sandbox("volume "+name, `"volumes":["`+repo+`:/ok","`+volume+`"]`, "volumes[1]")
+	}
+	later := func(field, value string) badInput {
+		b := `{"prompt":"x","` + field + `":` + value + `}`
+		if group, name, ok := strings.Cut(field, "."); ok {
+			b = `{"prompt":"x","` + group + `":{"` + name + `":` + value + `}}`
+		}
+		return badInput{"not yet: " + field, b, 400, "not_supported", field}
+	}
+	all := []badInput{
+		invalid("empty body", ``, ""),
+		invalid("no JSON", `{"prompt":`, ""),
+		invalid("two values", `{"prompt":"x"}{}`, ""),
+		invalid("a list", `["x"]`, ""),
+		invalid("a string", `"x"`, ""),
+		invalid("no UTF-8", "{\"prompt\":\"\xff\"}", ""),
+		invalid("too deep", `{"prompt":"x","metadata":`+strings.Repeat(`[`, 10_000)+strings.Repeat(`]`, 10_000)+`}`, ""),
+		invalid("unknown field", `{"prompt":"x","promt":"y"}`, "promt"),
+		invalid("unknown option", `{"prompt":"x","claude":{"modell":"y"}}`, "claude.modell"),
+		invalid("field in another case", `{"prompt":"x","Workdir":"/y"}`, "Workdir"),
+		invalid("mistyped prompt", `{"prompt":7}`, "prompt"),
+		invalid("mistyped group", `{"prompt":"x","claude":"fast"}`, "claude"),
+		invalid("mistyped list", `{"prompt":"x","podman":{"volumes":"a:b"}}`, "podman.volumes"),
+		invalid("mistyped element", `{"prompt":"x","claude":{"allowed_tools":["Bash",7]}}`, "claude.allowed_tools[1]"),
+		invalid("mistyped truth", `{"prompt":"x","claude":{"resume":"yes"}}`, "claude.resume"),
+		invalid("mistyped number", `{"prompt":"x","claude":{"max_turns":1.5}}`, "claude.max_turns"),
+		invalid("mistyped metadata", `{"prompt":"x","metadata":{"a":1}}`, "metadata.a"),
+		invalid("no prompt", `{}`, "prompt"),
+		invalid("blank prompt", `{"prompt":" \n\t "}`, "prompt"),
+		invalid("on_disconnect", `{"prompt":"x","on_disconnect":"explode"}`, "on_disconnect"),
+		invalid("much metadata", `{"prompt":"x","metadata":{`+strings.TrimSuffix(manyKeys(33), ",")+`}}`, "metadata"),
+		invalid("relative workdir", `{"prompt":"x","workdir":"repo"}`, "workdir"),
+		invalid("workdir with ..", `{"prompt":"x","workdir":"/repo/../etc"}`, "workdir"),
+		invalid("workdir with NUL", `{"prompt":"x","workdir":"/repo\u0000"}`, "workdir"),
+		invalid("workdir with newline", `{"prompt":"x","workdir":"/repo\nx"}`, "workdir"),
+		invalid("workdir of the sandbox's own", `{"prompt":"x","workdir":"/run/stromboli/x"}`, "workdir"),
+
+		claude("model with a dash", `"model":"--version"`, "model"),
+		claude("model with a space", `"model":"a b"`, "model"),
+		claude("system_prompt with a dash", `"system_prompt":"-p"`, "system_prompt"),
+		claude("append_system_prompt with a dash", `"append_system_prompt":"--mcp-config=/etc/passwd"`, "append_system_prompt"),
+		claude("append_system_prompt with NUL", `"append_system_prompt":"a\u0000b"`, "append_system_prompt"),
+		claude("system_prompt too long", `"system_prompt":"`+strings.Repeat("x", 200_000)+`"`, "system_prompt"),
+		claude("allowed_tools with a dash", `"allowed_tools":["Bash","--resume"]`, "allowed_tools[1]"),
+		claude("disallowed_tools with a dash", `"disallowed_tools":["-x"]`, "disallowed_tools[0]"),
+		claude("permission_mode", `"permission_mode":"yolo"`, "permission_mode"),
+		claude("output_format", `"output_format":"xml"`, "output_format"),
+		claude("session id of no form", `"session_id":"../../etc"`, "session_id"),
+		claude("session id with a dash", `"session_id":"-0b9e1c1e-6f0c-4e39-9d5c-2f6f3f1f8a10"`, "session_id"),
+		claude("session id that is nearly one", `"session_id":"0b9e1c1e-6f0c-4e39-9d5c-2f6f3f1f8a1"`, "session_id"),
+		claude("resume of nothing", `"resume":true`, "session_id"),
+		claude("json_schema no JSON", `"json_schema":"{"`, "json_schema"),
+		claude("json_schema no object", `"json_schema":"[]"`, "json_schema"),
+		claude("negative max_turns", `"max_turns":-1`, "max_turns"),
+		claude("absurd max_turns", `"max_turns":99999999999999999999`, "max_turns"),
+		claude("max_budget_usd of nothing", `"max_budget_usd":0`, "max_budget_usd"),
+		claude("negative max_budget_usd", `"max_budget_usd":-1.5`, "max_budget_usd"),
+		claude("absurd max_budget_usd", `"max_budget_usd":1e300`, "max_budget_usd"),
+		claude("negative timeout", `"timeout":"-5s"`, "timeout"),
+		claude("timeout of no form", `"timeout":"soon"`, "timeout"),
+		claude("timeout without unit", `"timeout":"5"`, "timeout"),
+		claude("absurd timeout", `"timeout":"2000000h"`, "timeout"),
+
+		sandbox("negative memory", `"memory":"-512m"`, "memory"),
+		sandbox("no memory", `"memory":"0"`, "memory"),
+		sandbox("little memory", `"memory":"1m"`, "memory"),
+		sandbox("absurd memory", `"memory":"99999999t"`, "memory"),
+		sandbox("memory of no form", `"memory":"much"`, "memory"),
+		sandbox("negative cpus", `"cpus":"-1"`, "cpus"),
+		sandbox("cpus of no number", `"cpus":"NaN"`, "cpus"),
+		sandbox("infinite cpus", `"cpus":"Inf"`, "cpus"),
+		sandbox("absurd cpus", `"cpus":"1e9"`, "cpus"),
+		sandbox("cpu_shares of nothing", `"cpu_shares":0`, "cpu_shares"),
+		sandbox("negative cpu_shares", `"cpu_shares":-2`, "cpu_shares"),
+		sandbox("absurd cpu_shares", `"cpu_shares":262145`, "cpu_shares"),
+		sandbox("negative timeout", `"timeout":"-1h"`, "timeout"),
+		sandbox("image with a dash", `"image":"--privileged"`, "image"),
+		sandbox("image of no form", `"image":"../x"`, "image"),
+		sandbox("10,000 volumes", `"volumes":[`+strings.Join(many, ",")+`]`, "volumes"),
+		volume("outside", "/etc:/mnt/x"),
+		volume("of the root", "/:/mnt/x"),
+		volume("of the server's own files", s.data+":/mnt/x"),
+		volume("through a symlink", s.volumes+"/link:/mnt/x"),
+		volume("that is a symlink to a file", s.volumes+"/passwd:/mnt/x"),
+		volume("with ..", s.volumes+"/../outside:/mnt/x"),
+		volume("with a prefix's look", s.volumes+"-not:/mnt/x"),
+		volume("that isn't there", s.volumes+"/missing:/mnt/x"),
+		volume("relative", "gate:/mnt/x"),
+		volume("to a relative target", repo+":x"),
+		volume("to a target with ..", repo+":/mnt/../etc"),
+		volume("with NUL", repo+`\u0000:/mnt/x`),
+		volume("with newline", repo+`:/mnt/x\ny`),
+		volume("without target", repo),
+		volume("with an unknown option", repo+":/mnt/x:U"),
+		volume("with a dangerous option", repo+":/mnt/x:rw,suid,dev"),
+		volume("over the sandbox's own", repo+":/run/stromboli"),
+		volume("over /proc", repo+":/proc/self"),
+		volume("over /", repo+":/"),
+		volume("over the home", repo+":/home/agent/.claude"),
+		volume("at the same target", repo+":/ok"),
+		volume("inside another, where nothing is", repo+":/ok/inside"),
+		volume("through a symlink of the image", repo+":/var/run/x"),
+		{"image that is missing", `{"prompt":"x","podman":{"image":"localhost/no-such-image:1"}}`, 400, "image_missing", ""},
+		{"permission_mode of another version", `{"prompt":"x","claude":{"permission_mode":"delegate"}}`, 400, "not_supported", "claude.permission_mode"},
+		{"unknown session", `{"prompt":"x","claude":{"resume":true,"session_id":"0b9e1c1e-6f0c-4e39-9d5c-2f6f3f1f8a10"}}`, 404, "not_found", ""},
+		{"too large", `{"prompt":"` + strings.Repeat("x", 10<<20) + `"}`, 413, "body_too_large", ""},
+
+		later("webhook_url", `"http://example.com/"`), later("env", `{"A":"b"}`), later("background_wait", `"5s"`), later("network", `"open"`),
+		later("bindings", `["x"]`), later("permission_prompts", `"http"`), later("workspace", `{"git":"x"}`), later("keep", `true`),
+		later("claude.continue", `true`), later("claude.fork_session", `true`), later("claude.no_persistence", `true`),
+		later("claude.fallback_model", `"x"`), later("claude.tools", `["Bash"]`), later("claude.allow_dangerously_skip_permissions", `true`),
+		later("claude.input_format", `"text"`), later("claude.replay_user_messages", `true`), later("claude.effort", `"low"`),
+		later("claude.agent", `"x"`), later("claude.agents", `{"x":{"prompt":"y"}}`), later("claude.add_dirs", `["/x"]`), later("claude.files", `["a:b"]`),
+		later("claude.mcp_configs", `["/etc/shadow"]`), later("claude.strict_mcp_config", `true`), later("claude.plugin_dirs", `["/x"]`),
+		later("claude.settings", `"{}"`), later("claude.setting_sources", `["user"]`), later("claude.betas", `["x"]`),
+		later("claude.disable_slash_commands", `true`), later("claude.debug", `"x"`), later("claude.verbose", `true`),
+		later("claude.prompt_caching_ttl", `"5m"`), later("claude.bedrock_service_tier", `"flex"`), later("claude.enable_powershell_tool", `true`),
+		later("podman.secrets_env", `{"A":"b"}`), later("podman.lifecycle", `{"post_start":["x"]}`), later("podman.environment", `{"type":"compose"}`),
+	}
+	for i, c := range all {
+		t.Run(c.name, func(t *testing.T) {
+			path := []string{"/run", "/run/async", "/run/stream"}[i%3]
+			a := s.send(t, "POST", path, c.body, "Content-Type: application/json")
+			a.refused(t, c.status, c.code, c.field)
+			if o := a.object(t); o["status"] != "error" {
+				t.Errorf("status is %v", o["status"])
+			}
+			if len(a.body) > 4096 {
+				t.Errorf("the answer has %d bytes", len(a.body))
+			}
+		})
+	}
+	t.Run("requests", func(t *testing.T) { badRequests(t, s) })
+	s.idle(t)
+
+	t.Run("a prompt of 1 MB works", func(t *testing.T) {
+		in := keyed("large", text("read it all"))
+		in.Prompt += "\n" + strings.Repeat("0123456789 abcdefghij\n", 50_000)
+		id := s.submit(t, in)
+		// As part of an address too.
+		stream := sseBlocks(t, s.send(t, "GET", "/run/stream?"+url.Values{"prompt": {in.Prompt}}.Encode(), "").want(t, 200).body)
+		if len(stream) != 3 || stream[1].data != "read it all" {
+			t.Errorf("the stream is %+v", stream)
+		}
+		if r := s.await(t, id); r.Output != "read it all" {
+			t.Errorf("%s %q, output %q", r.Status, r.Error, r.Output)
+		}
+		for _, q := range s.stub.Requests("large") {
+			if q.Size < 1_000_000 {
+				t.Errorf("the model was sent %d bytes", q.Size)
+			}
+		}
+	})
+}
+
+func manyKeys(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, `"k%d":"v",`, i)
+	}
+	return b.String()
+}
+
+// badRequests are wrong beside their body.
+func badRequests(t *testing.T, s *server) {
+	const good = `{"prompt":"x"}`
+	s.send(t, "POST", "/run", good, "Content-Type: text/plain").refused(t, 415, "unsupported_media", "")
+	s.send(t, "POST", "/run", good, "Content-Type: application/json", "Idempotency-Key: "+strings.Repeat("k", 256)).refused(t, 400, "invalid_request", "Idempotency-Key")
+	s.send(t, "POST", "/run/stream", good, "Last-Event-ID: 7").refused(t, 400, "invalid_request", "Last-Event-ID")
+	s.send(t, "GET", "/run/stream", "").refused(t, 400, "invalid_request", "prompt")
+	s.send(t, "GET", "/run/stream?prompt=%20", "").refused(t, 400, "invalid_request", "prompt")
+	s.send(t, "GET", "/run/stream?prompt=x&session_id=..%2Fx", "").refused(t, 400, "invalid_request", "claude.session_id")
+	s.send(t, "GET", "/run/stream?prompt=x&workdir=relative", "").refused(t, 400, "invalid_request", "workdir")
+	s.send(t, "GET", "/run/stream?prompt=x%ff", "").refused(t, 400, "invalid_request", "prompt")
+	s.send(t, "GET", "/jobs?limit=-1", "").refused(t, 400, "invalid_request", "limit")
+	s.send(t, "GET", "/jobs?limit=1000000000000", "").refused(t, 400, "invalid_request", "limit")
+	s.send(t, "GET", "/jobs?status=done", "").refused(t, 400, "invalid_request", "status")
+	s.send(t, "GET", "/jobs?since=yesterday", "").refused(t, 400, "invalid_request", "since")
+	s.send(t, "GET", "/jobs?cursor=nonsense", "").refused(t, 400, "invalid_request", "cursor")
+	// A body of unknown length that goes on and on is cut off.
+	a := s.sendBody(t, http.MethodPost, "/run", io.MultiReader(strings.NewReader(`{"prompt":"`), io.LimitReader(endless{}, 20<<20)), "Content-Type: application/json")
+	a.refused(t, 413, "body_too_large", "")
+}
+
+// endless reads as one letter for ever.
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = 'x'
+	}
+	return len(p), nil
+}
