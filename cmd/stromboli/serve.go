@@ -135,6 +135,7 @@ func (s *server) loop(ctx context.Context, ln net.Listener, url string) error {
 	}
 	upper.Go(func() error { return s.runner.Run(work) })
 	upper.Go(func() error { return s.forget(ctx) })
+	upper.Go(func() error { return s.boxes.Run(ctx) })
 	upper.Go(func() error {
 		defer letGo()
 		err := s.api.Serve(ctx, ln)

@@ -96,21 +96,22 @@ func TestProxyRefuses(t *testing.T) {
 			}
 		}
 	}
-	for text, want := range map[string]string{
-		"CONNECT /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:80\r\n\r\n":                                  "403",
-		"CONNECT x HTTP/1.1\r\nHost: x\r\n\r\n":                                                        "403",
-		"CONNECT 1.1.1.1:99999 HTTP/1.1\r\nHost: x\r\n\r\n":                                            "40",
-		"GET https://127.0.0.1/ HTTP/1.1\r\nHost: x\r\n\r\n":                                           "400",
-		"GET ftp://127.0.0.1/ HTTP/1.1\r\nHost: x\r\n\r\n":                                             "400",
-		"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello": "400",
-		"POST /v1/messages HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n":                 "501",
-		"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length : 5\r\n\r\nhello":                     "400",
-		"GET / HTTP/1.1\r\n\r\n":                                                                       "400",
-		"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n":                                         "400",
-		"GET / HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("a", 80<<10) + "\r\n\r\n":                  "431",
+	huge := "GET / HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("a", 80<<10) + "\r\n\r\n"
+	for _, c := range []struct{ text, want string }{
+		{"CONNECT /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:80\r\n\r\n", "403"},
+		{"CONNECT x HTTP/1.1\r\nHost: x\r\n\r\n", "403"},
+		{"CONNECT 1.1.1.1:99999 HTTP/1.1\r\nHost: x\r\n\r\n", "40"},
+		{"GET https://127.0.0.1/ HTTP/1.1\r\nHost: x\r\n\r\n", "400"},
+		{"GET ftp://127.0.0.1/ HTTP/1.1\r\nHost: x\r\n\r\n", "400"},
+		{"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", "400"},
+		{"POST /v1/messages HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n", "501"},
+		{"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length : 5\r\n\r\nhello", "400"},
+		{"GET / HTTP/1.1\r\n\r\n", "400"},
+		{"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", "400"},
+		{huge, "431"},
 	} {
-		if got := f.raw(text); !strings.Contains(got, want) {
-			t.Errorf("%.60q: %s, want %s", text, got, want)
+		if got := f.raw(c.text); !strings.Contains(got, c.want) {
+			t.Errorf("%.60q: %s, want %s", c.text, got, c.want)
 		}
 	}
 }

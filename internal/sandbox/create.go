@@ -43,6 +43,7 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	m.claim(map[string]bool{s.ID: true})
 	// What is half-made is removed whatever becomes of the caller.
 	defer func() {
 		if err != nil {

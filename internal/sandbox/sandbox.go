@@ -93,6 +93,7 @@ type Manager struct {
 
 	mu    sync.Mutex
 	boxes map[string]*Sandbox
+	ours  map[string]bool // ids that somebody answers for: being made, kept, or being discarded
 }
 
 // New returns a Manager.
@@ -102,6 +103,7 @@ func New(cfg Config) *Manager {
 		creating: make(chan struct{}, 2),
 		facts:    newFactCache(cfg.Engine, filepath.Join(cfg.DataDir, "images"), cfg.Instance),
 		boxes:    make(map[string]*Sandbox),
+		ours:     make(map[string]bool),
 	}
 }
 
@@ -321,51 +323,8 @@ func (m *Manager) Discard(ctx context.Context, id string) error {
 	if err := removeTree(m.dir(id)); err != nil {
 		return fmt.Errorf("discarding sandbox %s: %w", id, err)
 	}
-	return nil
-}
-
-// Left counts the containers of this server.
-func (m *Manager) Left(ctx context.Context) (int, error) {
-	containers, err := m.cfg.Engine.List(ctx, map[string]string{labelInstance: m.cfg.Instance})
-	return len(containers), err
-}
-
-// Sweep discards every sandbox of this server that keep doesn't name: what a
-// server's death left half-made or half-removed.
-func (m *Manager) Sweep(ctx context.Context, keep map[string]bool) error {
-	left := make(map[string]bool)
-	containers, err := m.cfg.Engine.List(ctx, map[string]string{labelInstance: m.cfg.Instance})
-	if err != nil {
-		return err
-	}
-	for _, c := range containers {
-		if id := c.Labels[labelSandbox]; id != "" {
-			left[id] = true
-		} else if err := m.cfg.Engine.Remove(ctx, c.ID); err != nil { // an image probe
-			m.log.WarnContext(ctx, "removing a container of the server before", "container", c.Name, "error", err)
-		}
-	}
-	entries, err := os.ReadDir(filepath.Join(m.cfg.DataDir, "sb"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	for _, e := range entries {
-		left[e.Name()] = true
-	}
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, 4)
-	for id := range left {
-		if keep[id] {
-			continue
-		}
-		wg.Go(func() {
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			if err := m.Discard(ctx, id); err != nil {
-				m.log.WarnContext(ctx, "removing a sandbox of the server before", "sandbox", id, "error", err)
-			}
-		})
-	}
-	wg.Wait()
+	m.mu.Lock()
+	delete(m.ours, id)
+	m.mu.Unlock()
 	return nil
 }

@@ -1,0 +1,40 @@
+package sandbox
+
+import (
+	"testing"
+	"time"
+
+	"github.com/tomblancdev/stromboli/internal/engine"
+)
+
+// TestStrays: a container that an engine finished for a server that had died
+// is removed; what this server answers for, and what is another's, stays.
+func TestStrays(t *testing.T) {
+	f := newFixture(t, nil)
+	create := func(name, instance, sandbox string) {
+		labels := map[string]string{labelInstance: instance}
+		if sandbox != "" {
+			labels[labelSandbox] = sandbox
+		}
+		_, err := f.engine.Create(t.Context(), engine.ContainerSpec{Name: name, Image: glibcImage, Command: []string{"/x"}, Labels: labels})
+		must(t, err)
+	}
+	create("stray", "test", "s1")
+	create("ours", "test", "s2")
+	create("probe", "test", "")
+	create("other", "another server", "s3")
+	f.claim(map[string]bool{"s2": true})
+	must(t, f.removeStrays(t.Context()))
+	left := map[string]bool{}
+	all, err := f.engine.List(t.Context(), nil)
+	must(t, err)
+	for _, c := range all {
+		left[c.Name] = true
+	}
+	if left["stray"] || !left["ours"] || !left["probe"] || !left["other"] {
+		t.Errorf("left: %v", left)
+	}
+	if f.stray(engine.Container{Created: time.Now()}) || !f.stray(engine.Container{Created: time.Now().Add(-time.Hour)}) {
+		t.Error("a look at an image is a stray once it is old, and only then")
+	}
+}
