@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -49,7 +50,7 @@ func (c setupCommand) Run(ctx context.Context, p process) error {
 	return c.image(ctx, p, cfg, base)
 }
 
-func (setupCommand) image(ctx context.Context, p process, cfg *config.Config, base setup.Config) error {
+func (setupCommand) image(ctx context.Context, p process, cfg *config.Config, base setup.Config) (err error) {
 	// The engine's own directory lies in the data directory: the image must
 	// come into the store that the server will use.
 	engine, err := podman.Open(ctx, podman.OpenConfig{
@@ -59,7 +60,7 @@ func (setupCommand) image(ctx context.Context, p process, cfg *config.Config, ba
 	if err != nil {
 		return err
 	}
-	defer engine.Close()
+	defer func() { err = errors.Join(err, release(ctx, cfg.DataDir, engine)) }()
 	argv, env := engine.CLIArgs()
 	image, err := setup.AgentImage(ctx, setup.ImageConfig{Config: base, Podman: argv, PodmanEnv: env})
 	if err != nil {
@@ -67,6 +68,24 @@ func (setupCommand) image(ctx context.Context, p process, cfg *config.Config, ba
 	}
 	_, _ = fmt.Fprintf(p.stdout, "agent image: %s (%s)\n", image.Name, image.How)
 	return nil
+}
+
+// release ends the engine's service if it is one of ours and no server uses it.
+func release(ctx context.Context, dataDir string, engine *podman.Client) error {
+	defer engine.Close()
+	if !engine.Own() {
+		return nil
+	}
+	dir, err := openDataDir(dataDir)
+	if errors.As(err, new(errInUse)) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
+	defer cancel()
+	return errors.Join(engine.StopService(ctx), dir.close())
 }
 
 // progressPrinter prints steps as they begin, and what a long one is doing at
