@@ -186,7 +186,7 @@ func oldClientJobs(t *testing.T, s *server, request string) {
 	o = job.object(t)
 	for name, want := range map[string]any{"id": id, "status": "completed", "output": "in the background", "session_id": session} {
 		if o[name] != want {
-			t.Errorf("%s is %v, want %v", name, o[name], want)
+			t.Errorf("%s is %v, want %v: %s", name, o[name], want, job.body)
 		}
 	}
 	for _, name := range []string{"created_at", "updated_at"} {

@@ -69,7 +69,7 @@ func TestOwnership(t *testing.T) {
 		}
 		s.probe("echo x > /repo/made", nil, ownershipAt(filepath.Join(s.volumes, "in")+":/repo", "/repo"))
 		ownershipIs(t, filepath.Join(dir, "made"), 1001, 1001)
-		for _, source := range []string{"out", "etc", "etc/ssh", "in/../out"} {
+		for _, source := range []string{"out", "etc", "etc/nothing", "in/../out"} {
 			in := spec(text("never"))
 			in.Podman.Volumes = []string{s.volumes + "/" + source + ":/repo:ro"}
 			_, err := s.c.Run(s.ctx(), in)
@@ -77,7 +77,7 @@ func TestOwnership(t *testing.T) {
 				ownershipRefused(t, err, `".."`)
 				continue
 			}
-			ownershipRefused(t, err, "outside the allowed directories")
+			ownershipRefused(t, err, "leads outside the allowed directories")
 		}
 	})
 	t.Run("targets", func(t *testing.T) {
