@@ -106,6 +106,8 @@ func cleanPath(what, p string) (string, error) {
 		return "", fmt.Errorf("%s %s is not absolute", what, quote(p))
 	case slices.Contains(strings.Split(p, "/"), ".."):
 		return "", fmt.Errorf("%s %s holds \"..\"", what, quote(p))
+	case slices.ContainsFunc(strings.Split(p, "/"), func(name string) bool { return len(name) > maxName }):
+		return "", fmt.Errorf("%s holds a name of more than %d bytes, which no directory can have", what, maxName)
 	}
 	return path.Clean(p), nil
 }

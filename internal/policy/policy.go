@@ -13,12 +13,12 @@ import (
 
 // Bounds of a request.
 const (
-	maxPrompt        = 8 << 20
 	maxMetadata      = 32
 	maxMetadataKey   = 64
 	maxMetadataValue = 1024
 	maxVolumes       = 1000
 	maxPath          = 1024
+	maxName          = 255 // of a file, on every file system of Linux
 	maxImage         = 512
 	longestTimeout   = 30 * 24 * time.Hour
 )
@@ -72,7 +72,7 @@ type Plan struct {
 }
 
 // Check judges a request and fills in its defaults. The agent's own options,
-// save for their timeout, are for another package to judge. An error is a
+// save for their timeout, and the prompt's length are for others to judge. An error is a
 // stromboli.Error; those about the request name the field.
 func Check(spec stromboli.RunSpec, c Config) (Plan, error) {
 	p := Plan{Prompt: spec.Prompt, MemoryBytes: c.Memory, NanoCPUs: c.NanoCPUs}
@@ -97,8 +97,6 @@ func checkPrompt(prompt string) error {
 	switch {
 	case strings.TrimSpace(prompt) == "":
 		return stromboli.FieldError("prompt", "is required and must not be blank")
-	case len(prompt) > maxPrompt:
-		return stromboli.FieldError("prompt", "is %d bytes long, at most %d are possible", len(prompt), maxPrompt)
 	case !utf8.ValidString(prompt):
 		return stromboli.FieldError("prompt", "is not valid UTF-8")
 	}

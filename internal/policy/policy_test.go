@@ -95,7 +95,6 @@ func TestCheckRefuses(t *testing.T) {
 	}{
 		{"prompt", "required", spec{}},
 		{"prompt", "blank", spec{Prompt: " \n\t\u00a0"}},
-		{"prompt", "bytes", spec{Prompt: strings.Repeat("x", 9<<20)}},
 		{"prompt", "UTF-8", spec{Prompt: "\xff"}},
 		{"on_disconnect", "continue, cancel", spec{Prompt: "x", OnDisconnect: "explode"}},
 		{"metadata", "33", spec{Prompt: "x", Metadata: many}},
@@ -110,6 +109,7 @@ func TestCheckRefuses(t *testing.T) {
 		{"workdir", "control", spec{Prompt: "x", Workdir: "/src\n"}},
 		{"workdir", "control", spec{Prompt: "x", Workdir: "/src\xff"}},
 		{"workdir", "longer", spec{Prompt: "x", Workdir: "/" + strings.Repeat("x", 2000)}},
+		{"workdir", "name of more than 255", spec{Prompt: "x", Workdir: "/src/" + strings.Repeat("x", 256)}},
 		{"workdir", "own", spec{Prompt: "x", Workdir: "/proc/1/root"}},
 		{"workdir", "own", spec{Prompt: "x", Workdir: "/run/stromboli"}},
 		{"podman.image", "dash", pod(stromboli.PodmanOptions{Image: "--privileged"})},
@@ -151,6 +151,7 @@ func TestCheckRefuses(t *testing.T) {
 		{"podman.volumes[0]", "options are ro and rw", vol("/data:/a:")},
 		{"podman.volumes[0]", "exclude", vol("/data:/a:ro,rw")},
 		{"podman.volumes[0]", "longer", vol("/data/" + strings.Repeat("x", 5000) + ":/a")},
+		{"podman.volumes[0]", "name of more than 255", vol("/data:/" + strings.Repeat("x", 256))},
 		{"podman.volumes[0]", "STROMBOLI_AGENT_ALLOWED_VOLUMES", vol("/etc:/a")},
 		{"podman.volumes[0]", "STROMBOLI_AGENT_ALLOWED_VOLUMES", vol("/database:/a")},
 		{"podman.volumes[0]", "STROMBOLI_AGENT_ALLOWED_VOLUMES", vol("/:/a")},

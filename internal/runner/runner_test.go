@@ -14,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/shim"
 )
 
 func timeout(d time.Duration) func(*stromboli.RunSpec) {
@@ -284,6 +285,13 @@ func TestSubmitChecks(t *testing.T) {
 		t.Errorf("without an engine: %v", err)
 	}
 	w.mendEngine()
+	for _, prompt := range []string{strings.Repeat("x", shim.MaxStdin), strings.Repeat("\x01", shim.MaxStdin/5)} {
+		long := submission("x")
+		long.Spec.Prompt = prompt
+		if _, err := l.Submit(t.Context(), me(), long); !errors.Is(err, stromboli.Invalid) {
+			t.Errorf("a prompt that is too long as a message: %v", err)
+		}
+	}
 	if runs, _, err := l.List(t.Context(), me(), stromboli.RunFilter{}); err != nil || len(runs) > 0 {
 		t.Errorf("%d runs, %v", len(runs), err)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/tomblancdev/stromboli/internal/claude"
 	"github.com/tomblancdev/stromboli/internal/policy"
 	"github.com/tomblancdev/stromboli/internal/sandbox"
+	"github.com/tomblancdev/stromboli/internal/shim"
 )
 
 // Submit checks a spec and makes a run of it, durable on return. The run is
@@ -23,6 +24,9 @@ func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.
 		return stromboli.Run{}, false, err
 	}
 	if err := claude.Validate(s.Spec.Claude); err != nil {
+		return stromboli.Run{}, false, err
+	}
+	if err := checkMessage(plan.Prompt); err != nil {
 		return stromboli.Run{}, false, err
 	}
 	if _, err := r.cfg.Model.Ready(ctx); err != nil {
@@ -47,6 +51,15 @@ func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.
 		return stromboli.Run{}, false, err
 	}
 	return r.create(ctx, n, checked)
+}
+
+// checkMessage refuses a prompt that the agent couldn't be given. What counts
+// is the message as JSON, in which one character may take six.
+func checkMessage(prompt string) error {
+	if n := len(claude.UserMessage(messageUUID(""), prompt)); n > shim.MaxStdin {
+		return stromboli.FieldError("prompt", "is %d bytes long as a message in JSON, at most %d are possible; give the agent such data as a file in a volume", n, shim.MaxStdin)
+	}
+	return nil
 }
 
 // session decides which session the run belongs to.

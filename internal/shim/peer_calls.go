@@ -152,14 +152,14 @@ func (p *Peer) Start(ctx context.Context, proc Process) error {
 	return err
 }
 
-// maxStdin is the largest frame to stdin.
-const maxStdin = 8 << 20
+// MaxStdin is the largest frame to stdin.
+const MaxStdin = 8 << 20
 
 // Stdin writes data, at most 8 MiB, to the agent's stdin. Frames have the ids
 // 1, 2, 3, …; a frame of an id is written once however often it is sent. On
 // return it has been written whole and recorded.
 func (p *Peer) Stdin(ctx context.Context, id uint64, data []byte) error {
-	if len(data) > maxStdin {
+	if len(data) > MaxStdin {
 		return remotef(CodeInvalid, "stdin frame of %d bytes", len(data))
 	}
 	callID, c, err := p.begin(false, func(callID uint64) []byte {

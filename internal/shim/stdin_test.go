@@ -30,7 +30,7 @@ func TestStdinIsWrittenOnceByID(t *testing.T) {
 	must(t, s.CloseStdin(ctx(t)))
 	must(t, s.Stdin(ctx(t), 4, frame(4)))
 	wantCode(t, s.Stdin(ctx(t), 5, frame(5)), CodeStdinClosed)
-	wantCode(t, s.Stdin(ctx(t), 6, make([]byte, maxStdin+1)), CodeInvalid)
+	wantCode(t, s.Stdin(ctx(t), 6, make([]byte, MaxStdin+1)), CodeInvalid)
 	lines, status := s.finish(0)
 	if got := text(lines, Stdout); got != "frame 1\nframe 2\nframe 3\nframe 4\n" || status != (ExitStatus{}) {
 		t.Errorf("the agent read %q and exited with %+v", got, status)
