@@ -271,7 +271,8 @@ func TestModelTellsEgressWhatChanged(t *testing.T) {
 	to := &told{err: errors.New("away")}
 	key := filepath.Join(t.TempDir(), "key")
 	must(t, os.WriteFile(key, []byte("sk-ant-oat01-one"), 0o600))
-	m := newModel(&config.Config{Agent: config.Agent{SecretsFile: key}}, nil, false, to)
+	m, err := newModel(&config.Config{Agent: config.Agent{SecretsFile: key}}, nil, false, to)
+	must(t, err)
 	if _, err := m.Ready(t.Context()); err == nil {
 		t.Error("ready without egress")
 	}
@@ -297,6 +298,32 @@ func TestModelTellsEgressWhatChanged(t *testing.T) {
 	defer cancel()
 	if _, err := m.Ready(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("behind somebody who waits: %v", err)
+	}
+}
+
+// What egress can't take is told at the start, or to who asks for a run.
+func TestModelRefusesWhatEgressWould(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		allow   []string
+		environ []string
+	}{
+		{"STROMBOLI_EGRESS_ALLOW", []string{"host"}, nil},
+		{"STROMBOLI_EGRESS_ALLOW", []string{"host:99999"}, nil},
+		{"ANTHROPIC_BASE_URL", nil, []string{"ANTHROPIC_BASE_URL=ftp://host"}},
+	} {
+		_, err := newModel(&config.Config{Egress: config.Egress{Allow: c.allow}}, c.environ, false, &told{})
+		if err == nil || !strings.Contains(err.Error(), c.name) {
+			t.Errorf("%v %v: %v", c.allow, c.environ, err)
+		}
+	}
+	m, err := newModel(&config.Config{}, []string{"ANTHROPIC_API_KEY=a\nb"}, false, &told{})
+	must(t, err)
+	if _, err := m.Ready(t.Context()); !errors.Is(err, stromboli.NotConfigured) || !strings.Contains(err.Error(), "ANTHROPIC_API_KEY") {
+		t.Errorf("a key that no header may hold: %v", err)
+	}
+	if configured, message := m.status(); configured {
+		t.Errorf("configured: %s", message)
 	}
 }
 

@@ -31,8 +31,32 @@ type model struct {
 	sent bool
 }
 
-func newModel(cfg *config.Config, environ []string, demo bool, egress egressConfig) *model {
-	return &model{cfg: cfg, environ: environ, demo: demo, egress: egress, turn: make(chan struct{}, 1)}
+// newModel refuses settings that egress would refuse at each run.
+func newModel(cfg *config.Config, environ []string, demo bool, to egressConfig) (*model, error) {
+	if err := (egress.Config{Allow: cfg.Egress.Allow}).Validate(); err != nil {
+		return nil, fmt.Errorf("STROMBOLI_EGRESS_ALLOW: %w", err)
+	}
+	if err := (egress.Config{ModelURL: config.BaseURL(environ)}).Validate(); err != nil {
+		return nil, fmt.Errorf("ANTHROPIC_BASE_URL: %w", err)
+	}
+	return &model{cfg: cfg, environ: environ, demo: demo, egress: to, turn: make(chan struct{}, 1)}, nil
+}
+
+// load finds the credential, and what egress has to know of it.
+func (m *model) load() (config.Credential, egress.Config, error) {
+	cred, err := m.cfg.LoadCredential(m.environ)
+	if err != nil {
+		return cred, egress.Config{}, err
+	}
+	cfg := egress.Config{
+		ModelURL:   cred.BaseURL,
+		Credential: egress.Credential{Kind: egress.CredentialKind(cred.Kind), Value: string(cred.Value)},
+		Allow:      m.cfg.Egress.Allow,
+	}
+	if err := cfg.Validate(); err != nil {
+		return cred, egress.Config{}, fmt.Errorf("%s: %w", cred.Source, err)
+	}
+	return cred, cfg, nil
 }
 
 // Ready hands the present credential to egress if it has changed.
@@ -52,7 +76,7 @@ func (m *model) Ready(ctx context.Context) (string, error) {
 		}
 		return claude.APIKey, nil
 	}
-	cred, err := m.cfg.LoadCredential(m.environ)
+	cred, cfg, err := m.load()
 	if err != nil {
 		e := stromboli.Errorf(stromboli.NotConfigured, "Claude is not configured: %v", err)
 		return "", e.WithCause(err)
@@ -60,12 +84,7 @@ func (m *model) Ready(ctx context.Context) (string, error) {
 	if m.sent && cred == m.last {
 		return string(cred.Kind), nil
 	}
-	err = m.egress.SetConfig(ctx, egress.Config{
-		ModelURL:   cred.BaseURL,
-		Credential: egress.Credential{Kind: egress.CredentialKind(cred.Kind), Value: string(cred.Value)},
-		Allow:      m.cfg.Egress.Allow,
-	})
-	if err != nil {
+	if err := m.egress.SetConfig(ctx, cfg); err != nil {
 		return "", fmt.Errorf("configuring egress: %w", err)
 	}
 	m.last, m.sent = cred, true
@@ -77,7 +96,7 @@ func (m *model) status() (configured bool, message string) {
 	if m.demo {
 		return true, "demo: answers come from the built-in scripted model"
 	}
-	cred, err := m.cfg.LoadCredential(m.environ)
+	cred, _, err := m.load()
 	switch {
 	case errors.Is(err, config.ErrNoCredential):
 		return false, err.Error()

@@ -95,6 +95,7 @@ func (s *server) serve(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.store.Close()) }() //nolint:contextcheck // closing is not cut short
+	defer s.cleanUp(context.WithoutCancel(ctx))
 	if err := s.open(ctx); err != nil {
 		return err
 	}
@@ -148,9 +149,7 @@ func (s *server) loop(ctx context.Context, ln net.Listener, url string) error {
 	s.ready(url)
 	err := upper.Wait()
 	stopBelow()
-	err = errors.Join(ended(err), ended(lower.Wait()))
-	s.cleanUp(context.WithoutCancel(ctx))
-	return err
+	return errors.Join(ended(err), ended(lower.Wait()))
 }
 
 // ended takes what a part returns that was told to stop for no error.
@@ -191,8 +190,12 @@ func (s *server) forget(ctx context.Context) error {
 }
 
 // cleanUp ends the processes that we started, when no sandbox needs them any
-// more: a stopped server leaves nothing behind but what runs.
+// more: a stopped server, or one whose start failed, leaves nothing behind but
+// what runs.
 func (s *server) cleanUp(ctx context.Context) {
+	if s.boxes == nil {
+		return
+	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	left, err := s.boxes.Left(ctx)
@@ -207,13 +210,27 @@ func (s *server) cleanUp(ctx context.Context) {
 	}
 }
 
-// open makes the parts; none of them runs yet.
+// open makes the parts; none of them runs yet. Settings are judged before the
+// engine's service is started.
 func (s *server) open(ctx context.Context) error {
 	shimPath, err := installShim(s.dir.path)
 	if err != nil {
 		return err
 	}
 	if s.blobs, err = blob.Open(filepath.Join(s.dir.path, "blobs")); err != nil {
+		return err
+	}
+	image := s.cfg.Agent.Image
+	if image == "" {
+		if image, err = setup.AgentImageName(setup.ImageConfig{Config: setup.Config{CacheDir: s.cfg.CacheDir, Env: s.environ}}); err != nil {
+			return err
+		}
+	}
+	limits, err := policyConfig(s.cfg, image, s.dir.path)
+	if err != nil {
+		return err
+	}
+	if err := s.openEgress(); err != nil {
 		return err
 	}
 	s.engine, err = podman.Open(ctx, podman.OpenConfig{
@@ -228,27 +245,14 @@ func (s *server) open(ctx context.Context) error {
 	for _, note := range s.info.Notes {
 		s.log.Warn("engine", "note", note)
 	}
-	cli := &agentCLI{cache: s.cfg.CacheDir, environ: s.environ}
-	if err := cli.check(ctx); err != nil {
-		return err
-	}
-	if err := s.openEgress(); err != nil {
-		return err
-	}
-	image := s.cfg.Agent.Image
-	if image == "" {
-		if image, err = setup.AgentImageName(setup.ImageConfig{Config: setup.Config{CacheDir: s.cfg.CacheDir, Env: s.environ}}); err != nil {
-			return err
-		}
-	}
 	log := eventlog.New(s.store)
+	cli := &agentCLI{cache: s.cfg.CacheDir, environ: s.environ}
 	s.boxes = sandbox.New(sandbox.Config{
 		Engine: s.engine, Info: s.info, DataDir: s.dir.path, Instance: instance(s.dir.path), Shim: shimPath, CLI: cli,
 		Egress: doors{s.egress}, Volumes: s.cfg.Agent.AllowedVolumes,
 		OrphanTimeout: s.cfg.OrphanTimeout, AllowUnenforced: s.cfg.Resources.AllowUnenforced, Logger: s.log,
 	})
-	limits, err := policyConfig(s.cfg, image, s.dir.path)
-	if err != nil {
+	if err := cli.check(ctx); err != nil {
 		return err
 	}
 	s.runner = runner.New(runner.Config{
@@ -273,8 +277,8 @@ func (s *server) openEgress() error {
 		Dir: dir, Command: []string{self, "egress", "--dir", dir}, Env: egressEnv(s.environ),
 		Build: build(self), Log: s.log,
 	})
-	s.model = newModel(s.cfg, s.environ, s.demo, s.egress)
-	return nil
+	s.model, err = newModel(s.cfg, s.environ, s.demo, s.egress)
+	return err
 }
 
 func (s *server) egressDir() string { return filepath.Join(s.dir.path, "egress") }

@@ -51,6 +51,14 @@ const DefaultBaseURL = "https://api.anthropic.com"
 var ErrNoCredential = errors.New("no Claude credentials: set ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN (made by `claude setup-token`), " +
 	"name a file that holds one in STROMBOLI_AGENT_SECRETS_FILE, or log in with the Claude CLI; `--demo` needs none")
 
+// BaseURL is the model's endpoint, as ANTHROPIC_BASE_URL names it.
+func BaseURL(environ []string) string {
+	if base := strings.TrimRight(env.ToMap(environ)["ANTHROPIC_BASE_URL"], "/"); base != "" {
+		return base
+	}
+	return DefaultBaseURL
+}
+
 const maxSecretFile = 64 << 10
 
 // LoadCredential looks for the model's credential in the order in which the
@@ -59,10 +67,7 @@ const maxSecretFile = 64 << 10
 // credentials file. The files are read anew at each call.
 func (c *Config) LoadCredential(environ []string) (Credential, error) {
 	vars := env.ToMap(environ)
-	base := strings.TrimRight(vars["ANTHROPIC_BASE_URL"], "/")
-	if base == "" {
-		base = DefaultBaseURL
-	}
+	base := BaseURL(environ)
 	for _, v := range []struct {
 		name string
 		kind CredentialKind
