@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -309,6 +310,25 @@ func TestEngineServiceKilled(t *testing.T) {
 	run.verify()
 	if now := s.survServiceProcess(); now == 0 || now == service {
 		t.Errorf("the service's pid was %d and is %d", service, now)
+	}
+}
+
+// TestFailedStart: a server that can't start says why and leaves no process
+// behind.
+func TestFailedStart(t *testing.T) {
+	t.Parallel()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	s := prepare(t, "STROMBOLI_SERVER_ADDRESS="+taken.Addr().String())
+	s.env = slices.DeleteFunc(s.env, func(kv string) bool { return strings.HasPrefix(kv, "CONTAINER_HOST=") })
+	if err := s.tryUp(); err == nil || !strings.Contains(err.Error(), "STROMBOLI_SERVER_ADDRESS") {
+		t.Errorf("with a port that is taken: %v", err)
+	}
+	if pid := s.survServiceProcess(); pid != 0 {
+		t.Errorf("the engine's service is left: pid %d", pid)
 	}
 }
 
