@@ -53,6 +53,11 @@ func TestBadBodies(t *testing.T) {
 	if got := s.ask("GET", "/run/stream?prompt=%20", ""); got.status != 400 {
 		t.Errorf("%d", got.status)
 	}
+	for _, q := range []string{"promt=x", "model=opus", "prompt=y", "session_id=a&session_id=b"} {
+		if got := s.ask("GET", "/run/stream?prompt=x&"+q, ""); got.status != 400 {
+			t.Errorf("%s: %d", q, got.status)
+		}
+	}
 	// Of unknown length: above the limit, and empty without a type.
 	for body, want := range map[string]int{strings.Repeat(" ", 3<<20): 413, "": 400} {
 		req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+s.addr+"/run", io.MultiReader(strings.NewReader(body)))

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -134,6 +136,20 @@ func query(r *http.Request) (url.Values, error) {
 		}
 	}
 	return q, nil
+}
+
+// onlyParams refuses parameters beyond names, and those given twice: where a
+// run is made, what was asked for is done or refused.
+func onlyParams(q url.Values, names ...string) error {
+	for _, name := range slices.Sorted(maps.Keys(q)) {
+		switch {
+		case !slices.Contains(names, name):
+			return stromboli.FieldError(join("", name), "unknown parameter; POST /run/stream takes every option")
+		case len(q[name]) > 1:
+			return stromboli.FieldError(name, "is given %d times", len(q[name]))
+		}
+	}
+	return nil
 }
 
 // intParam reads an integer between low and high; unset gives def.

@@ -29,6 +29,9 @@ func (a *API) runStreamGet(w http.ResponseWriter, r *http.Request, p stromboli.P
 	if err != nil {
 		return err
 	}
+	if err := onlyParams(q, "prompt", "workdir", "session_id", "run"); err != nil {
+		return err
+	}
 	pos, resume, err := resumed(r, q)
 	if err != nil {
 		return err
