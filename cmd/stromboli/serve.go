@@ -246,7 +246,7 @@ func (s *server) open(ctx context.Context) error {
 		s.log.Warn("engine", "note", note)
 	}
 	log := eventlog.New(s.store)
-	cli := &agentCLI{cache: s.cfg.CacheDir, environ: s.environ}
+	cli := &agentCLI{cache: s.cfg.CacheDir, environ: s.environ, log: s.log}
 	s.boxes = sandbox.New(sandbox.Config{
 		Engine: s.engine, Info: s.info, DataDir: s.dir.path, Instance: instance(s.dir.path), Shim: shimPath, CLI: cli,
 		Egress: doors{s.egress}, Volumes: s.cfg.Agent.AllowedVolumes,

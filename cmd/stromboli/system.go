@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"hash/fnv"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -100,6 +101,7 @@ func (d doors) Remove(ctx context.Context, id string) error { return d.superviso
 type agentCLI struct {
 	cache   string
 	environ []string
+	log     *slog.Logger
 }
 
 // check makes sure that the build for most images is there.
@@ -111,7 +113,13 @@ func (a *agentCLI) check(ctx context.Context) error {
 // Build returns the directory of a build; the musl build is fetched when it is
 // first needed.
 func (a *agentCLI) Build(ctx context.Context, libc string) (dir, loader string, err error) {
-	cfg := setup.Config{CacheDir: a.cache, Env: a.environ, Libc: libc}
+	var step string
+	cfg := setup.Config{CacheDir: a.cache, Env: a.environ, Libc: libc, Progress: func(p setup.Progress) {
+		if p.Step != step {
+			step = p.Step
+			a.log.InfoContext(ctx, "fetching what is missing; this may take a minute", "what", p.Step)
+		}
+	}}
 	cli, err := setup.CLI(ctx, cfg)
 	if err != nil {
 		return "", "", err

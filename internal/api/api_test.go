@@ -200,6 +200,9 @@ func TestJobEvents(t *testing.T) {
 	if got := s.ask("GET", "/jobs/"+id+"/events?after=9", ""); got.raw != `{"events":[],"next_after":9,"has_more":false}` {
 		t.Errorf("%s", got.raw)
 	}
+	if got := s.ask("GET", "/jobs/"+id+"/events?after=999", ""); got.raw != `{"events":[],"next_after":9,"has_more":false}` {
+		t.Errorf("beyond the newest event: %s", got.raw)
+	}
 	blocks := parseStrict(t, s.ask("GET", "/jobs/"+id+"/stream?after=3", "").raw)
 	if len(blocks) != 6 || blocks[0].id != "4" || blocks[0].event != "text" || blocks[5].event != "run.finished" || blocks[5].id != "9" {
 		t.Errorf("%+v", blocks)

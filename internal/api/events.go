@@ -44,7 +44,9 @@ func (a *API) jobEvents(w http.ResponseWriter, r *http.Request, p stromboli.Prin
 	if err != nil {
 		return err
 	}
-	list := eventList{Events: make([]stromboli.Event, 0), NextAfter: after}
+	// A position beyond the newest event is nobody's yet: whoever polls from
+	// there would miss what comes in between.
+	list := eventList{Events: make([]stromboli.Event, 0), NextAfter: min(after, run.LastSeq)}
 	for size := 0; len(list.Events) < int(limit) && size < maxPageBytes; {
 		batch, err := a.cfg.Events.Events(r.Context(), run.ID, list.NextAfter, min(readPage, int(limit)-len(list.Events)))
 		if err != nil {
