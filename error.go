@@ -34,6 +34,7 @@ const (
 	NotEnforced     Code = "not_enforced"          // 400
 	ImageMissing    Code = "image_missing"         // 400
 	MethodForbidden Code = "method_not_allowed"    // 405
+	SessionUnusable Code = "session"               // only of runs: ReasonSession
 )
 
 // Error implements error.

@@ -22,15 +22,39 @@ type Idempotency struct {
 	Hash     string // of the decoded body
 }
 
-// NewRun is a run to be created. Exactly one of CreateSession and
-// ResumeSession is set.
+// NewRun is a run to be created. Which session is its own is decided in the
+// same transaction: the newest of a workspace (Continue), else that with an
+// alias (SessionAlias), else that with an id (ResumeSession, or the run's
+// SessionID). CreateSession and Fork say what may be made.
 type NewRun struct {
-	Run           Run // Status is Pending or Running
-	Events        []Event
-	Idempotency   *Idempotency
+	Run         Run // Status is Pending or Running
+	Events      []Event
+	Idempotency *Idempotency
+	MaxQueued   int // pending runs above this: QueueFull
+
+	// CreateSession is made if there is no such session; with Fork it is made
+	// in any case, with the run's SessionID as its id. Without it the session
+	// must exist.
 	CreateSession *Session
+	// ResumeSession is the id of the session to go on with, or, with Fork, to
+	// copy.
 	ResumeSession string
-	MaxQueued     int // pending runs above this: QueueFull
+	// SessionAlias names the session in place of an id. Resume says that one
+	// which exists is gone on with; else it is SessionExists.
+	SessionAlias string
+	Resume       bool
+	// Continue is a workspace: go on with its newest conversation.
+	Continue string
+	// Fork: the run works on a copy of the session.
+	Fork bool
+	// Workspace is where the run works, for later calls with Continue. Empty:
+	// the run is not remembered there.
+	Workspace string
+
+	// FirstEvents, if set, makes the run's first events in place of Events, once
+	// the run's session is known. It is called in the transaction: it must be
+	// quick and must not call the store.
+	FirstEvents func(Run) []Event
 }
 
 // RunFilter selects runs of a list; zero fields don't select.
@@ -52,8 +76,11 @@ type RunUpdate struct {
 	SandboxID    *string
 	AgentStarted *bool
 	ImageDigest  *string
-	Warnings     []Warning // added
-	Events       []Event
+	// Forked: the copy of the session's source is made. It is the CLI's
+	// conversation in it that the CLI has yet to fork, or empty.
+	Forked   *string
+	Warnings []Warning // added
+	Events   []Event
 }
 
 // CancelRequest is the wish to end a run; a pending one ends at once.

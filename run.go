@@ -22,7 +22,9 @@ type Run struct {
 	CreatedBy string
 	Kind      Kind
 	SessionID string
-	Spec      RunSpec
+	// SessionAlias is the caller's name of the session, or empty.
+	SessionAlias string
+	Spec         RunSpec
 
 	Status Status
 	Phase  Phase // empty once the run has ended
@@ -104,6 +106,19 @@ type Session struct {
 	// CLISessionID is the id under which the CLI keeps the transcript. It
 	// starts out equal to ID and changes when the conversation is cleared.
 	CLISessionID string
+
+	// Alias is the caller's own name of the session, unique in its tenant.
+	Alias string
+	// Ephemeral: the session ends with its run, and nothing of it is kept.
+	Ephemeral bool
+
+	// ForkedFrom is the session that this one began as a copy of. Until the
+	// copy is made ForkPending is set, and the source can't be resumed. ForkOf
+	// is the CLI's conversation in the copy that the CLI has yet to fork into
+	// CLISessionID; empty once it has.
+	ForkedFrom  string
+	ForkPending bool
+	ForkOf      string
 
 	ActiveRun string // id of the run that holds the session, or empty
 

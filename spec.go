@@ -43,10 +43,19 @@ type RunSpec struct {
 
 // ClaudeOptions are options of the agent CLI.
 type ClaudeOptions struct {
-	// SessionID is a UUID: of a new session, or with Resume of an existing one.
+	// SessionID names a new session or, with Resume, an existing one: by its
+	// UUID, or by an alias of the caller's.
 	SessionID string `json:"session_id,omitempty"`
 	// Resume goes on with the session named by SessionID.
 	Resume bool `json:"resume,omitempty"`
+	// Continue goes on with the most recent conversation in the workspace and
+	// ignores SessionID.
+	Continue bool `json:"continue,omitempty"`
+	// ForkSession, with Resume or Continue, works on a copy of the session, which
+	// becomes a session of its own.
+	ForkSession bool `json:"fork_session,omitempty"`
+	// NoPersistence keeps nothing of the conversation.
+	NoPersistence bool `json:"no_persistence,omitempty"`
 	// Model is a model's name or alias (opus, sonnet, haiku).
 	Model string `json:"model,omitempty"`
 	// SystemPrompt replaces the CLI's system prompt.

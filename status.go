@@ -74,6 +74,7 @@ const (
 	ReasonNotEnforced   Reason = "not_enforced"   // a limit that was asked for can't be enforced
 	ReasonEngine        Reason = "engine"         // the container engine failed
 	ReasonNotConfigured Reason = "not_configured" // no credentials for the model
+	ReasonSession       Reason = "session"        // the session's files are gone or can't be copied
 )
 
 // Reasons of crashed runs.

@@ -19,6 +19,7 @@ type Job struct {
 	Output           string               `json:"output"`
 	Error            string               `json:"error"`
 	SessionID        string               `json:"session_id"`
+	SessionAlias     string               `json:"session_alias"` // the caller's name of it, or empty
 	StructuredOutput json.RawMessage      `json:"structured_output"`
 	CrashInfo        *stromboli.CrashInfo `json:"crash_info"`
 	Usage            *stromboli.Usage     `json:"usage"`
@@ -94,8 +95,9 @@ func (c *Client) runOnce(ctx context.Context, k call) (Job, error) {
 
 // Submitted names a run that was started.
 type Submitted struct {
-	JobID     string `json:"job_id"`
-	SessionID string `json:"session_id"`
+	JobID        string `json:"job_id"`
+	SessionID    string `json:"session_id"`
+	SessionAlias string `json:"session_alias"` // the caller's name of the session, or empty
 }
 
 // RunAsync starts a run and returns at once.

@@ -111,7 +111,6 @@ func TestDecodeFaults(t *testing.T) {
 		{`{"webhook_url":"http://x"}`, "not_supported", "webhook_url", "not supported"},
 		{`{"env":{"a":"b"}}`, "not_supported", "env", "not supported"},
 		{`{"keep":true}`, "not_supported", "keep", "not supported"},
-		{`{"claude":{"continue":true}}`, "not_supported", "claude.continue", "not supported"},
 		{`{"claude":{"tools":[""]}}`, "not_supported", "claude.tools", "not supported"},
 		{`{"claude":{"agents":{"a":{"b":{}, "c":1}}}}`, "not_supported", "claude.agents", "not supported"},
 		{`{"podman":{"lifecycle":{"post_start":["x"]}}}`, "not_supported", "podman.lifecycle", "not supported"},

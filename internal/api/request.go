@@ -31,7 +31,7 @@ func contract() vocabulary {
 func notSupportedYet(path string) bool {
 	switch path {
 	case "webhook_url", "env", "background_wait", "network", "bindings", "permission_prompts", "workspace", "keep",
-		"claude.continue", "claude.fork_session", "claude.no_persistence", "claude.fallback_model", "claude.tools",
+		"claude.fallback_model", "claude.tools",
 		"claude.allow_dangerously_skip_permissions", "claude.input_format", "claude.replay_user_messages",
 		"claude.effort", "claude.agent", "claude.agents", "claude.add_dirs", "claude.files", "claude.mcp_configs",
 		"claude.strict_mcp_config", "claude.plugin_dirs", "claude.settings", "claude.setting_sources", "claude.betas",

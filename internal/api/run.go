@@ -36,7 +36,9 @@ func (a *API) runAsync(w http.ResponseWriter, r *http.Request, p stromboli.Princ
 	if err != nil {
 		return err
 	}
-	a.answer(w, r, http.StatusAccepted, map[string]string{"job_id": stromboli.JobID(run.ID), "session_id": run.SessionID})
+	a.answer(w, r, http.StatusAccepted, asyncResponse{
+		JobID: stromboli.JobID(run.ID), SessionID: run.SessionID, SessionAlias: run.SessionAlias,
+	})
 	return nil
 }
 

@@ -215,6 +215,7 @@ func (s *runStream) lines(ev stromboli.Event, pieces []string) error {
 type doneData struct {
 	ID               string               `json:"id"`
 	SessionID        string               `json:"session_id"`
+	SessionAlias     string               `json:"session_alias,omitempty"`
 	Status           stromboli.Status     `json:"status"`
 	StructuredOutput json.RawMessage      `json:"structured_output,omitempty"`
 	CrashInfo        *stromboli.CrashInfo `json:"crash_info,omitempty"`
@@ -250,7 +251,7 @@ func (s *runStream) finish(ctx context.Context, ev stromboli.Event) error {
 	}
 	r := resultOf(run)
 	done := doneData{
-		ID: run.ID, SessionID: r.SessionID, Status: run.Status, StructuredOutput: r.StructuredOutput,
+		ID: run.ID, SessionID: r.SessionID, SessionAlias: r.SessionAlias, Status: run.Status, StructuredOutput: r.StructuredOutput,
 		CrashInfo: r.CrashInfo, Usage: r.Usage, Reason: r.Reason, Warnings: r.Warnings,
 	}
 	if s.lost {
@@ -264,7 +265,7 @@ func (s *runStream) finish(ctx context.Context, ev stromboli.Event) error {
 	}
 	return s.out.event(at, "done", b, func() []byte {
 		small := doneData{
-			ID: run.ID, SessionID: r.SessionID, Status: run.Status, Reason: r.Reason, Usage: r.Usage,
+			ID: run.ID, SessionID: r.SessionID, SessionAlias: r.SessionAlias, Status: run.Status, Reason: r.Reason, Usage: r.Usage,
 			Warnings: []stromboli.Warning{}, Cut: true, Href: "/jobs/" + stromboli.JobID(run.ID),
 		}
 		if c := r.CrashInfo; c != nil {

@@ -12,6 +12,7 @@ import (
 type result struct {
 	Output           string               `json:"output"`
 	SessionID        string               `json:"session_id"`
+	SessionAlias     string               `json:"session_alias,omitempty"`
 	Error            string               `json:"error,omitempty"`
 	StructuredOutput json.RawMessage      `json:"structured_output,omitempty"`
 	CrashInfo        *stromboli.CrashInfo `json:"crash_info,omitempty"`
@@ -33,6 +34,13 @@ type runResponse struct {
 	RequestID string `json:"request_id,omitempty"`
 }
 
+// asyncResponse is the answer of POST /run/async.
+type asyncResponse struct {
+	JobID        string `json:"job_id"`
+	SessionID    string `json:"session_id"`
+	SessionAlias string `json:"session_alias,omitempty"`
+}
+
 // jobResponse is a run as the jobs endpoints show it.
 type jobResponse struct {
 	ID     string           `json:"id"`
@@ -47,8 +55,8 @@ type jobResponse struct {
 func resultOf(run stromboli.Run) result {
 	o := run.Outcome
 	r := result{
-		Output: o.Output, SessionID: run.SessionID, Error: o.Error, StructuredOutput: o.StructuredOutput,
-		CrashInfo: o.CrashInfo, Usage: o.Usage, Phase: run.Phase, Reason: o.Reason,
+		Output: o.Output, SessionID: run.SessionID, SessionAlias: run.SessionAlias, Error: o.Error,
+		StructuredOutput: o.StructuredOutput, CrashInfo: o.CrashInfo, Usage: o.Usage, Phase: run.Phase, Reason: o.Reason,
 		Warnings: warningsOf(run), ImageDigest: run.ImageDigest,
 		StartedAt: run.StartedAt.UTC(), FinishedAt: run.FinishedAt.UTC(),
 	}

@@ -10,6 +10,7 @@ import (
 type Session struct {
 	ID     string // a UUID, the CLI's own id of the conversation
 	Resume bool   // go on with it; else it is new
+	ForkOf string // if set, the new conversation begins as a copy of this one
 }
 
 // Args is the CLI's command line after the program's name. The CLI is always
@@ -20,10 +21,16 @@ type Session struct {
 // the following words for theirs. The options must have passed Validate.
 func Args(o stromboli.ClaudeOptions, s Session) []string {
 	args := []string{"-p", "--input-format=stream-json", "--output-format=stream-json", "--verbose"}
-	if s.Resume {
+	switch {
+	case s.Resume:
 		args = append(args, "--resume="+s.ID)
-	} else {
+	case s.ForkOf != "":
+		args = append(args, "--resume="+s.ForkOf, "--fork-session", "--session-id="+s.ID)
+	default:
 		args = append(args, "--session-id="+s.ID)
+	}
+	if o.NoPersistence {
+		args = append(args, "--no-session-persistence")
 	}
 	text := func(flag, value string) {
 		if value != "" {

@@ -16,6 +16,7 @@ import (
 // of a program.
 const (
 	maxArgument = 120 << 10
+	maxAlias    = 64
 	maxModel    = 256
 	maxTools    = 200
 	maxTool     = 1024
@@ -58,16 +59,41 @@ func first(checks ...func() error) error {
 }
 
 func validSession(o stromboli.ClaudeOptions) error {
+	const field = "claude.session_id"
+	if o.ForkSession && !o.Resume && !o.Continue {
+		return stromboli.FieldError("claude.fork_session", "needs resume, with the session_id to fork, or continue")
+	}
+	if o.Continue { // which ignores the id
+		return nil
+	}
 	if o.SessionID == "" {
 		if o.Resume {
-			return stromboli.FieldError("claude.session_id", "is required with resume: name the session to go on with")
+			return stromboli.FieldError(field, "is required with resume: name the session to go on with")
 		}
 		return nil
 	}
-	if !IsUUID(o.SessionID) {
-		return stromboli.FieldError("claude.session_id", "%s is not a UUID in its usual form (36 characters, lower case, such as 0b9e1c1e-6f0c-4e39-9d5c-2f6f3f1f8a10)", quote(o.SessionID))
+	if id, alias := SessionName(o.SessionID); id == "" && alias == "" {
+		return stromboli.FieldError(field, "%s is neither a UUID nor an alias (1 to %d of A-Z a-z 0-9 . _ -, and not . or ..)", quote(o.SessionID), maxAlias)
 	}
 	return nil
+}
+
+// SessionName tells what a session_id is: a UUID, in canonical form whatever
+// case it came in, or an alias, in which case counts. Both are empty where it
+// is neither.
+func SessionName(s string) (id, alias string) {
+	if lower := strings.ToLower(s); IsUUID(lower) {
+		return lower, ""
+	}
+	if s == "" || len(s) > maxAlias || s == "." || s == ".." { // those two no URL can name
+		return "", ""
+	}
+	for _, c := range []byte(s) {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("._-", rune(c)) {
+			return "", ""
+		}
+	}
+	return "", s
 }
 
 // IsUUID reports whether s is a UUID in canonical form: 8-4-4-4-12 lower-case

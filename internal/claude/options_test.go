@@ -13,7 +13,22 @@ import (
 	"github.com/tomblancdev/stromboli"
 )
 
-const uuid = "0b9e1c1e-6f0c-4e39-9d5c-2f6f3f1f8a10"
+const (
+	uuid  = "0b9e1c1e-6f0c-4e39-9d5c-2f6f3f1f8a10"
+	other = "1b9e1c1e-6f0c-4e39-9d5c-2f6f3f1f8a10"
+)
+
+func TestSessionName(t *testing.T) {
+	for in, want := range map[string][2]string{
+		uuid: {uuid, ""}, strings.ToUpper(uuid): {uuid, ""}, "nightly": {"", "nightly"}, "Nightly": {"", "Nightly"},
+		"-x.y_Z-9": {"", "-x.y_Z-9"}, uuid[:35]: {"", uuid[:35]}, strings.Repeat("a", 64): {"", strings.Repeat("a", 64)},
+		"": {}, ".": {}, "..": {}, "...": {"", "..."}, "a/b": {}, "a\n": {}, "a\x00": {}, "ä": {}, strings.Repeat("a", 65): {},
+	} {
+		if id, alias := SessionName(in); id != want[0] || alias != want[1] {
+			t.Errorf("%q is %q, %q; want %v", in, id, alias, want)
+		}
+	}
+}
 
 func ptr[T any](v T) *T { return &v }
 
@@ -27,6 +42,9 @@ func TestArgs(t *testing.T) {
 	}{
 		{"new session", stromboli.ClaudeOptions{}, Session{ID: uuid}, []string{"--session-id=" + uuid}},
 		{"resume", stromboli.ClaudeOptions{}, Session{ID: uuid, Resume: true}, []string{"--resume=" + uuid}},
+		{"fork", stromboli.ClaudeOptions{}, Session{ID: uuid, ForkOf: other}, []string{"--resume=" + other, "--fork-session", "--session-id=" + uuid}},
+		{"no persistence", stromboli.ClaudeOptions{NoPersistence: true}, Session{ID: uuid}, []string{"--session-id=" + uuid, "--no-session-persistence"}},
+		{"continue ignores the id", stromboli.ClaudeOptions{Continue: true, SessionID: "/"}, Session{ID: uuid, Resume: true}, []string{"--resume=" + uuid}},
 		{"the output's format is ours", stromboli.ClaudeOptions{OutputFormat: stromboli.OutputJSON}, Session{ID: uuid}, []string{"--session-id=" + uuid}},
 		{"all", stromboli.ClaudeOptions{
 			Model: "opus", SystemPrompt: "be\nbrief", AppendSystemPrompt: "more", AllowedTools: []string{"Bash(git log:*)", "Read"},
@@ -56,9 +74,12 @@ func TestValidateRefuses(t *testing.T) {
 		o     o
 	}{
 		{"claude.session_id", o{Resume: true}},
-		{"claude.session_id", o{SessionID: "abc"}},
-		{"claude.session_id", o{SessionID: strings.ToUpper(uuid)}},
-		{"claude.session_id", o{SessionID: "-" + uuid[1:]}},
+		{"claude.session_id", o{SessionID: "a b"}},
+		{"claude.session_id", o{SessionID: "é"}},
+		{"claude.session_id", o{SessionID: ".."}},
+		{"claude.session_id", o{SessionID: strings.Repeat("a", 65)}},
+		{"claude.fork_session", o{ForkSession: true}},
+		{"claude.fork_session", o{SessionID: uuid, ForkSession: true}},
 		{"claude.session_id", o{SessionID: "../../../../../../../../etc/passwd00"}},
 		{"claude.session_id", o{SessionID: uuid[:35] + "\n"}},
 		{"claude.model", o{Model: "-x"}},

@@ -200,6 +200,8 @@ func (e *execution) startFailure(ctx context.Context, err error) (stromboli.Outc
 		return e.failed(stromboli.ReasonImage, err), nil
 	case stromboli.StorageFull:
 		return e.failed(stromboli.ReasonDisk, err), nil
+	case stromboli.SessionUnusable:
+		return e.failed(stromboli.ReasonSession, err), nil
 	case stromboli.NotConfigured:
 		return e.failed(stromboli.ReasonNotConfigured, err), nil
 	default:

@@ -13,7 +13,6 @@ import (
 
 	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/claude"
-	"github.com/tomblancdev/stromboli/internal/sandbox"
 )
 
 const (
@@ -114,9 +113,18 @@ func (e *execution) finish(ctx context.Context, out stromboli.Outcome) error {
 // saveTranscript copies the transcript from the session's home into the blob
 // store and returns the key of the version before.
 func (e *execution) saveTranscript(ctx context.Context, f *stromboli.RunFinish) (old string, err error) {
-	session, err := e.r.cfg.Store.GetSession(ctx, e.row.Tenant, e.row.SessionID)
-	if err != nil {
-		return "", fmt.Errorf("reading the session: %w", err)
+	session, err := e.session(ctx)
+	switch {
+	case errors.Is(err, stromboli.SessionUnusable):
+		e.warn(f, "transcript_not_saved", err)
+		return "", nil
+	case err != nil:
+		return "", err
+	case session.ForkPending: // the copy may be in its place without being recorded
+		if err := e.r.cfg.Sandboxes.RemoveSession(session.ID); err != nil {
+			e.log.ErrorContext(ctx, "removing a fork that is not to be", "error", err)
+		}
+		return "", nil
 	}
 	f.Session = stromboli.SessionSave{
 		CLISessionID: session.CLISessionID, UID: session.UID, GID: session.GID, ExpectVersion: session.TranscriptVersion,
@@ -126,6 +134,9 @@ func (e *execution) saveTranscript(ctx context.Context, f *stromboli.RunFinish) 
 	}
 	if e.box != nil { // it may be gone without having been found again
 		f.Session.UID, f.Session.GID = e.box.UID, e.box.GID
+	}
+	if !e.keepsConversation(session) {
+		return "", nil
 	}
 	if id := e.turn.SessionID(); id != "" {
 		f.Session.CLISessionID = id
@@ -163,19 +174,6 @@ func (e *execution) warn(f *stromboli.RunFinish, code string, err error) {
 	w := stromboli.Warning{Code: code, Message: err.Error()}
 	f.Outcome.Warnings = append(f.Outcome.Warnings, w)
 	f.Events = append(f.Events, event(stromboli.EventWarning, stromboli.WarningData(w)))
-}
-
-// putTranscript puts the session's saved transcript into its home.
-func (e *execution) putTranscript(ctx context.Context, session stromboli.Session, home sandbox.Home) error {
-	if session.TranscriptKey == "" {
-		return home.Repair(session.CLISessionID)
-	}
-	src, err := e.r.cfg.Blobs.Get(ctx, session.TranscriptKey)
-	if err != nil {
-		return fmt.Errorf("reading the session's transcript: %w", err)
-	}
-	defer func() { _ = src.Close() }()
-	return home.WriteTranscript(session.CLISessionID, src)
 }
 
 // discard removes the sandbox of a run that has ended, and reports whether that

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/claude"
 	"github.com/tomblancdev/stromboli/internal/policy"
 	"github.com/tomblancdev/stromboli/internal/sandbox"
 )
@@ -59,6 +60,10 @@ type Sandboxes interface {
 	// Sweep discards every sandbox of this server that keep doesn't name.
 	Sweep(ctx context.Context, keep map[string]bool) error
 	Home(sessionID string, uid, gid int) sandbox.Home
+	// HomeOf is the home that a sandbox has mounted.
+	HomeOf(box *sandbox.Sandbox) sandbox.Home
+	// RemoveSession removes a session's directories.
+	RemoveSession(sessionID string) error
 }
 
 // Blobs keeps transcripts. Put is durable on return; Get answers a missing key
@@ -289,9 +294,24 @@ func (r *Runner) Get(ctx context.Context, p stromboli.Principal, id string) (str
 	return r.cfg.Store.GetRun(ctx, p.Tenant, id)
 }
 
-// List returns runs, newest first, and the cursor of the next page.
+// List returns runs, newest first, and the cursor of the next page. The
+// filter's session is named by id or alias.
 func (r *Runner) List(ctx context.Context, p stromboli.Principal, f stromboli.RunFilter) ([]stromboli.Run, string, error) {
 	f.Tenant = p.Tenant
+	if f.SessionID != "" {
+		id, alias := claude.SessionName(f.SessionID)
+		if alias != "" {
+			session, err := r.cfg.Store.GetSession(ctx, p.Tenant, alias)
+			if err != nil && !errors.Is(err, stromboli.NotFound) {
+				return nil, "", err
+			}
+			id = session.ID
+		}
+		if id == "" { // there is no such session, so it has no runs
+			return nil, "", nil
+		}
+		f.SessionID = id
+	}
 	return r.cfg.Store.ListRuns(ctx, f)
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"time"
 
 	"github.com/tomblancdev/stromboli"
@@ -28,9 +27,9 @@ func (e *execution) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	session, err := e.r.cfg.Store.GetSession(ctx, e.row.Tenant, e.row.SessionID)
+	session, err := e.session(ctx)
 	if err != nil {
-		return fmt.Errorf("reading the session: %w", err)
+		return err
 	}
 	// The sandbox's name is durable before anything of that name exists.
 	e.row.SandboxID = stromboli.NewSandboxID()
@@ -46,10 +45,16 @@ func (e *execution) start(ctx context.Context) error {
 	}
 	spec := sandbox.Spec{
 		ID: e.row.SandboxID, RunID: e.id, SessionID: session.ID,
-		SessionUID: session.UID, SessionGID: session.GID, Plan: e.plan, Checked: *e.checked,
+		SessionUID: session.UID, SessionGID: session.GID, Ephemeral: session.Ephemeral,
+		Plan: e.plan, Checked: *e.checked,
+	}
+	if session.ForkPending {
+		if err := e.fork(create, &session, &spec); err != nil {
+			return err
+		}
 	}
 	if e.row.Spec.Claude.Resume {
-		spec.BeforeStart = func(h sandbox.Home) error { return e.putTranscript(create, session, h) }
+		spec.BeforeStart = func(h sandbox.Home) error { return e.prepareHome(create, session, h) }
 	}
 	box, err := e.r.cfg.Sandboxes.Create(create, spec)
 	if err != nil {
@@ -105,7 +110,7 @@ func (e *execution) startAgent(ctx context.Context, kind string, session strombo
 	opts := e.row.Spec.Claude
 	process := shim.Process{
 		ID:   e.id,
-		Argv: append([]string{e.box.CLI}, claude.Args(opts, claude.Session{ID: session.CLISessionID, Resume: e.resumes(session)})...),
+		Argv: append([]string{e.box.CLI}, claude.Args(opts, e.conversation(session, e.home(session)))...),
 		Env: claude.Env(claude.EnvConfig{
 			Image: e.box.ImageEnv, Home: e.box.Home, Endpoint: e.box.ProxyURL, CredentialKind: kind, MaxRetries: -1,
 		}),
@@ -132,19 +137,6 @@ func (e *execution) startAgent(ctx context.Context, kind string, session strombo
 	return e.update(ctx, stromboli.RunUpdate{Phase: &phase, Events: []stromboli.Event{event(stromboli.EventPhase, data)}})
 }
 
-// resumes reports whether the CLI has a conversation to go on with: a session
-// whose runs so far ended before the agent spoke has none.
-func (e *execution) resumes(session stromboli.Session) bool {
-	if !e.row.Spec.Claude.Resume || session.TranscriptKey != "" {
-		return e.row.Spec.Claude.Resume
-	}
-	f, err := e.r.cfg.Sandboxes.Home(session.ID, e.box.UID, e.box.GID).ReadTranscript(session.CLISessionID)
-	if err == nil {
-		_ = f.Close()
-	}
-	return !errors.Is(err, fs.ErrNotExist)
-}
-
 // reattach finds the sandbox that an earlier server made and rebuilds what
 // that server knew from the events that it stored.
 func (e *execution) reattach(ctx context.Context) error {
@@ -162,9 +154,9 @@ func (e *execution) reattach(ctx context.Context) error {
 		return err
 	}
 	e.attach(box) //nolint:contextcheck // what is told to a sandbox ends with detach
-	session, err := e.r.cfg.Store.GetSession(ctx, e.row.Tenant, e.row.SessionID)
+	session, err := e.session(ctx)
 	if err != nil {
-		return fmt.Errorf("reading the session: %w", err)
+		return err
 	}
 	hello, err := box.Peer.Ready(ctx)
 	if err != nil {

@@ -2,7 +2,6 @@ package runner
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/google/uuid"
@@ -47,9 +46,7 @@ func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.
 		s.Idempotency.Tenant = p.Tenant
 		n.Idempotency = &s.Idempotency
 	}
-	if err := r.session(ctx, p, s, &n); err != nil {
-		return stromboli.Run{}, false, err
-	}
+	session(s, checked.Workspace(), &n)
 	return r.create(ctx, n, checked)
 }
 
@@ -62,31 +59,35 @@ func checkMessage(prompt string) error {
 	return nil
 }
 
-// session decides which session the run belongs to.
-func (r *Runner) session(ctx context.Context, p stromboli.Principal, s stromboli.Submission, n *stromboli.NewRun) error {
-	id := s.Spec.Claude.SessionID
-	resume := s.Spec.Claude.Resume
-	if id == "" {
+// session says which session the run belongs to. The store decides, with the
+// run's creation, what there is.
+func session(s stromboli.Submission, workspace string, n *stromboli.NewRun) {
+	o := s.Spec.Claude
+	if !o.NoPersistence { // what keeps nothing is nothing to continue
+		n.Workspace = workspace
+	}
+	n.FirstEvents = createdEvents
+	n.Resume = o.Resume || s.ResumeIfExists
+	id, alias := claude.SessionName(o.SessionID)
+	switch {
+	case o.Continue:
+		n.Continue = workspace
+	case alias != "":
+		n.SessionAlias = alias
+	case n.Resume:
+		n.ResumeSession = id
+	}
+	switch {
+	case o.ForkSession:
+		n.Fork, id = true, uuid.NewString()
+	case o.Continue, o.Resume && !s.ResumeIfExists:
+		n.Run.SessionID = n.ResumeSession
+		return
+	case id == "":
 		id = uuid.NewString()
-	} else if s.ResumeIfExists {
-		switch _, err := r.cfg.Store.GetSession(ctx, p.Tenant, id); {
-		case err == nil:
-			resume = true
-		case !errors.Is(err, stromboli.NotFound):
-			return err
-		}
 	}
 	n.Run.SessionID = id
-	if resume {
-		n.ResumeSession = id
-		n.Run.Spec.Claude.Resume = true
-		return nil
-	}
-	n.CreateSession = &stromboli.Session{
-		ID: id, Tenant: p.Tenant, CreatedBy: p.Name, CLISessionID: id,
-		CreatedAt: n.Run.CreatedAt, UpdatedAt: n.Run.CreatedAt,
-	}
-	return nil
+	n.CreateSession = &stromboli.Session{ID: id, CLISessionID: id, Ephemeral: o.NoPersistence}
 }
 
 // create inserts the run with a slot of its own when one is free and nobody
@@ -117,7 +118,6 @@ func (r *Runner) create(ctx context.Context, n stromboli.NewRun, checked sandbox
 	}
 	r.mu.Unlock()
 
-	n.Events = createdEvents(n.Run)
 	// A caller that goes away during the commit must not leave a row that
 	// nobody executes.
 	run, existing, err := r.cfg.Store.CreateRun(context.WithoutCancel(ctx), n)
@@ -161,7 +161,9 @@ func createdEvents(run stromboli.Run) []stromboli.Event {
 type createdData struct {
 	Kind      stromboli.Kind    `json:"kind"`
 	SessionID string            `json:"session_id"`
+	Alias     string            `json:"session_alias,omitempty"`
 	Resume    bool              `json:"resume"`
+	Fork      bool              `json:"fork,omitempty"`
 	Workdir   string            `json:"workdir,omitempty"`
 	Image     string            `json:"image,omitempty"`
 	Model     string            `json:"model,omitempty"`
@@ -170,7 +172,7 @@ type createdData struct {
 
 func specSummary(run stromboli.Run) createdData {
 	return createdData{
-		Kind: run.Kind, SessionID: run.SessionID, Resume: run.Spec.Claude.Resume, Workdir: run.Spec.Workdir,
-		Image: run.Spec.Podman.Image, Model: run.Spec.Claude.Model, Metadata: run.Spec.Metadata,
+		Kind: run.Kind, SessionID: run.SessionID, Alias: run.SessionAlias, Resume: run.Spec.Claude.Resume,
+		Fork: run.Spec.Claude.ForkSession, Workdir: run.Spec.Workdir, Image: run.Spec.Podman.Image, Model: run.Spec.Claude.Model, Metadata: run.Spec.Metadata,
 	}
 }

@@ -25,6 +25,13 @@ type Spec struct {
 	SessionUID, SessionGID int
 	Plan                   policy.Plan
 	Checked                Plan // what Check made of it, moments ago
+	// Ephemeral: the session's directories are the sandbox's and go with it.
+	Ephemeral bool
+	// CopyFrom, if set, is a session whose directories are copied to make this
+	// one's, in place of whatever is there. Copied is called when the copy is
+	// complete and on the disk, with the number of things that could not be read.
+	CopyFrom string
+	Copied   func(h Home, unread int) error
 	// BeforeStart, if set, is called when the session's directories exist and
 	// before any process of the sandbox does.
 	BeforeStart func(Home) error
@@ -37,12 +44,6 @@ const cleanupTime = 30 * time.Second
 // nothing is left behind.
 func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 	checked := s.Checked
-	select {
-	case m.creating <- struct{}{}:
-		defer func() { <-m.creating }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
 	m.claim(map[string]bool{s.ID: true})
 	// What is half-made is removed whatever becomes of the caller.
 	defer func() {
@@ -55,11 +56,26 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 		}
 	}()
 	rec := m.record(s, checked)
+	if s.CopyFrom != "" {
+		unread, err := m.copySession(ctx, s)
+		if err != nil {
+			return nil, storage(err)
+		}
+		if err := s.Copied(m.homeOf(rec), unread); err != nil {
+			return nil, err
+		}
+	}
+	select {
+	case m.creating <- struct{}{}:
+		defer func() { <-m.creating }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	if err := m.directories(s, rec, checked); err != nil {
 		return nil, storage(err)
 	}
 	if s.BeforeStart != nil {
-		if err := s.BeforeStart(m.Home(s.SessionID, rec.UID, rec.GID)); err != nil {
+		if err := s.BeforeStart(m.homeOf(rec)); err != nil {
 			return nil, storage(err)
 		}
 	}
@@ -117,7 +133,7 @@ func (m *Manager) record(s Spec, checked Plan) record {
 		uid, gid = s.SessionUID, s.SessionGID
 	}
 	return record{
-		ID: s.ID, RunID: s.RunID, Token: stromboli.NewToken(),
+		ID: s.ID, RunID: s.RunID, SessionID: s.SessionID, Ephemeral: s.Ephemeral, Token: stromboli.NewToken(),
 		Image: checked.Image, ImageDigest: checked.facts.Digest, UID: uid, GID: gid,
 		Workdir: checked.Workdir, Home: HomePath, ImageEnv: checked.facts.Env,
 		CLI: cliPath + "/claude", ProxyURL: "http://" + forwardAddr,
@@ -132,7 +148,7 @@ func (m *Manager) directories(s Spec, rec record, checked Plan) error {
 		uid, gid = -1, -1
 	}
 	for _, name := range []string{"home", "workspace"} {
-		if err := sessionDir(m.sessionPath(s.SessionID, name), uid, gid); err != nil {
+		if err := sessionDir(m.ownPath(rec, name), uid, gid); err != nil {
 			return err
 		}
 	}
@@ -224,13 +240,13 @@ func (m *Manager) containerSpec(s Spec, rec record, checked Plan, cli, loader st
 		{Source: filepath.Join(dir, "hosts"), Target: "/etc/hosts", ReadOnly: true},
 		{Source: filepath.Join(dir, "resolv.conf"), Target: "/etc/resolv.conf", ReadOnly: true},
 		{Source: filepath.Join(dir, "tmp"), Target: "/tmp"},
-		{Source: m.sessionPath(s.SessionID, "home"), Target: HomePath},
+		{Source: m.ownPath(rec, "home"), Target: HomePath},
 	}
 	if loader != "" && checked.facts.MuslLoader == "" {
 		mounts = append(mounts, engine.Mount{Source: loader, Target: muslLoaderPath(), ReadOnly: true})
 	}
 	if checked.workspaceAt != "" {
-		mounts = append(mounts, engine.Mount{Source: m.sessionPath(s.SessionID, "workspace"), Target: checked.workspaceAt})
+		mounts = append(mounts, engine.Mount{Source: m.ownPath(rec, "workspace"), Target: checked.workspaceAt})
 	}
 	for _, v := range checked.mounts {
 		mounts = append(mounts, engine.Mount{Source: v.source, Target: v.target, ReadOnly: v.readOnly})

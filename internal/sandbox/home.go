@@ -46,6 +46,16 @@ func (h Home) ReadTranscript(id string) (io.ReadCloser, error) {
 	return openRegular(root, name)
 }
 
+// HasTranscript reports whether the CLI has saved a transcript of the
+// conversation, readable or not.
+func (h Home) HasTranscript(id string) bool {
+	f, err := h.ReadTranscript(id)
+	if err == nil {
+		_ = f.Close()
+	}
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
 // maxProjects bounds what is read of the directories that the agent may make.
 const maxProjects = 4096
 

@@ -79,6 +79,16 @@ func (m *Manager) Check(ctx context.Context, p policy.Plan) (Plan, error) {
 	return out, m.chooseUser(&out)
 }
 
+// Workspace names where the agent works, for all runs that work there: the
+// host's directory and where it is seen or, without a volume, the path alone.
+func (p *Plan) Workspace() string {
+	dir := path.Clean(p.Workdir)
+	if v := p.covers(dir); v != nil {
+		return fmt.Sprintf("volume %q at %q", filepath.Join(v.source, strings.TrimPrefix(dir, v.target)), dir)
+	}
+	return fmt.Sprintf("workdir %q", dir)
+}
+
 // enforceable refuses runs whose limits would have no effect, unless the
 // operator has waived them.
 func (m *Manager) enforceable(p *Plan) error {

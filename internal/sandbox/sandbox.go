@@ -91,6 +91,8 @@ type Manager struct {
 	creating chan struct{} // at most two containers are being created at a time
 	facts    *factCache
 
+	copyLimits copyLimits
+
 	mu    sync.Mutex
 	boxes map[string]*Sandbox
 	ours  map[string]bool // ids that somebody answers for: being made, kept, or being discarded
@@ -104,6 +106,8 @@ func New(cfg Config) *Manager {
 		facts:    newFactCache(cfg.Engine, filepath.Join(cfg.DataDir, "images"), cfg.Instance),
 		boxes:    make(map[string]*Sandbox),
 		ours:     make(map[string]bool),
+
+		copyLimits: defaultCopyLimits(),
 	}
 }
 
@@ -132,6 +136,8 @@ func (s *Sandbox) Overdue() bool { return s.overdue.Load() }
 type record struct {
 	ID          string
 	RunID       string
+	SessionID   string
+	Ephemeral   bool // the session's directories lie in the sandbox's
 	Token       string
 	Image       string
 	ImageDigest string
@@ -158,10 +164,37 @@ func containerName(id string) string { return "stromboli-" + id }
 // Home returns a session's home directory. uid and gid are the agent's in the
 // sandbox.
 func (m *Manager) Home(sessionID string, uid, gid int) Home {
+	return m.homeOf(record{SessionID: sessionID, UID: uid, GID: gid})
+}
+
+// HomeOf returns the home directory that a sandbox has mounted.
+func (m *Manager) HomeOf(box *Sandbox) Home { return m.homeOf(box.record) }
+
+func (m *Manager) homeOf(rec record) Home {
+	uid, gid := rec.UID, rec.GID
 	if m.cfg.Info.Rootless { // the agent's uid there is our own user on the host
 		uid, gid = -1, -1
 	}
-	return Home{dir: m.sessionPath(sessionID, "home"), uid: uid, gid: gid}
+	return Home{dir: m.ownPath(rec, "home"), uid: uid, gid: gid}
+}
+
+// ephemeralName is the directory of an ephemeral session in its sandbox's.
+const ephemeralName = "session"
+
+// ownPath is one of a session's own directories.
+func (m *Manager) ownPath(rec record, name string) string {
+	if rec.Ephemeral {
+		return filepath.Join(m.dir(rec.ID), ephemeralName, name)
+	}
+	return m.sessionPath(rec.SessionID, name)
+}
+
+// RemoveSession removes a session's directories. Nobody may be running in it.
+func (m *Manager) RemoveSession(id string) error {
+	if err := removeTree(filepath.Join(m.cfg.DataDir, "sessions", id)); err != nil {
+		return fmt.Errorf("removing the directories of session %s: %w", id, err)
+	}
+	return nil
 }
 
 func (m *Manager) sessionPath(sessionID, name string) string {

@@ -88,6 +88,12 @@ func (s *Store) UpdateRun(ctx context.Context, runID string, epoch int64, u stro
 		if err := s.changeRow(t, h, u, phase); err != nil {
 			return nil, err
 		}
+		if u.Forked != nil {
+			if _, err := t.exec(`UPDATE sessions SET fork_pending = 0, fork_of = ?, updated_at = ? WHERE id = ? AND fork_pending = 1`,
+				*u.Forked, s.now().UnixMilli(), h.session); err != nil {
+				return nil, err
+			}
+		}
 		return s.appendEvents(t, &h, events)
 	})
 }

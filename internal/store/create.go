@@ -17,13 +17,15 @@ type newRun stromboli.NewRun
 // times are now. existing tells that the idempotency key was used before (within
 // 24 h): then the run is that of the first call and nothing was written.
 //
-// Of CreateSession the CLISessionID, UID and GID count, the rest is the run's.
-// With both CreateSession and ResumeSession the session is resumed if it exists
-// and made if it doesn't. MaxQueued bounds the pending runs of the run's tenant,
-// this one included, and doesn't concern one that begins as Running.
+// Which session it becomes stands at stromboli.NewRun; the run's SessionID and
+// SessionAlias tell it afterwards, and Resume of its spec is set when there was
+// one to go on with. Of CreateSession the CLISessionID, UID, GID and Ephemeral
+// count, the rest is the run's. MaxQueued bounds the pending runs of the run's
+// tenant, this one included, and doesn't concern one that begins as Running.
 //
-// Errors: KeyReused, SessionExists, SessionBusy, NotFound (no such session of
-// this tenant), QueueFull; Conflict where the run's id is taken.
+// Errors: KeyReused, SessionExists, SessionBusy (it has an active run, or is
+// being copied), NotFound (no such session of this tenant), QueueFull; Conflict
+// where the run's id is taken.
 func (s *Store) CreateRun(ctx context.Context, n stromboli.NewRun) (run stromboli.Run, existing bool, err error) {
 	in := newRun(n)
 	if err := in.check(); err != nil {
@@ -40,7 +42,7 @@ func (s *Store) CreateRun(ctx context.Context, n stromboli.NewRun) (run strombol
 		if err := in.queue(t); err != nil {
 			return answer{}, err
 		}
-		if err := s.claimSession(t, in); err != nil {
+		if err := s.claimSession(t, &in); err != nil {
 			return answer{}, err
 		}
 		run, err := s.insertRun(t, in)
@@ -56,17 +58,21 @@ func (s *Store) CreateRun(ctx context.Context, n stromboli.NewRun) (run strombol
 func (in newRun) check() error {
 	r := in.Run
 	switch {
-	case r.ID == "" || r.Tenant == "" || r.SessionID == "":
-		return errors.New("create run: id, tenant and session are required")
+	case r.ID == "" || r.Tenant == "":
+		return errors.New("create run: id and tenant are required")
+	case r.SessionID == "" && (in.CreateSession != nil || in.Continue == "" && in.SessionAlias == ""):
+		return errors.New("create run: a session is required")
 	case r.Status == stromboli.Running && r.Owner == "":
 		return errors.New("create run: a running run needs an owner")
 	case r.Status != stromboli.Running && r.Status != stromboli.Pending:
 		return fmt.Errorf("create run: a run can't begin as %q", r.Status)
 	case in.Idempotency != nil && in.Idempotency.Tenant != "" && in.Idempotency.Tenant != r.Tenant:
 		return errors.New("create run: the idempotency key is another tenant's")
-	case in.CreateSession == nil && in.ResumeSession == "":
+	case in.CreateSession == nil && !in.resumes():
 		return errors.New("create run: neither a new session nor one to resume")
-	case in.ResumeSession != "" && in.ResumeSession != r.SessionID:
+	case in.Fork && (in.CreateSession == nil || !in.resumes() || in.ResumeSession == r.SessionID):
+		return errors.New("create run: a fork needs a session to copy and a new one")
+	case in.ResumeSession != "" && in.ResumeSession != r.SessionID && !in.Fork:
 		return errors.New("create run: the session to resume is not the run's")
 	}
 	return nil
@@ -84,38 +90,6 @@ func (in newRun) queue(t *tx) error {
 		return stromboli.Errorf(stromboli.QueueFull, "the queue is full: %d runs are waiting", n)
 	}
 	return nil
-}
-
-func (s *Store) claimSession(t *tx, in newRun) error {
-	r := in.Run
-	now := s.millis(r.CreatedAt)
-	var tenant, active string
-	err := t.scan(`SELECT tenant, active_run FROM sessions WHERE id = ?`, []any{r.SessionID}, &tenant, &active)
-	missing := errors.Is(err, sql.ErrNoRows)
-	if err != nil && !missing {
-		return err
-	}
-	switch {
-	case missing && in.CreateSession != nil:
-		cli := in.CreateSession.CLISessionID
-		if cli == "" {
-			cli = r.SessionID
-		}
-		_, err := t.exec(`INSERT INTO sessions (id, tenant, created_by, cli_session_id, active_run, uid, gid, created_at, updated_at)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-			r.SessionID, r.Tenant, r.CreatedBy, cli, r.ID, in.CreateSession.UID, in.CreateSession.GID, now, now)
-		return err
-	case missing:
-		return errNoSession(r.SessionID)
-	case in.ResumeSession == "":
-		return stromboli.Errorf(stromboli.SessionExists, "session %s exists already: set resume to go on with it", r.SessionID)
-	case tenant != r.Tenant:
-		return errNoSession(r.SessionID)
-	case active != "":
-		return stromboli.Errorf(stromboli.SessionBusy, "session %s is in use by %s", r.SessionID, active)
-	}
-	_, err = t.exec(`UPDATE sessions SET active_run = ?, updated_at = ? WHERE id = ?`, r.ID, now, r.SessionID)
-	return err
 }
 
 func (s *Store) insertRun(t *tx, in newRun) (stromboli.Run, error) {
@@ -142,9 +116,9 @@ func (s *Store) insertRun(t *tx, in newRun) (stromboli.Run, error) {
 	if taken > 0 {
 		return stromboli.Run{}, stromboli.Errorf(stromboli.Conflict, "run %s exists already", r.ID)
 	}
-	n, err := t.insert(`INSERT INTO runs (id, tenant, created_by, kind, session_id, status, phase, owner, epoch,
-		created_at, updated_at, started_at, warnings) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		r.ID, r.Tenant, r.CreatedBy, string(r.Kind), r.SessionID, string(r.Status), string(r.Phase), owner, epoch,
+	n, err := t.insert(`INSERT INTO runs (id, tenant, created_by, kind, session_id, session_alias, status, phase, owner, epoch,
+		created_at, updated_at, started_at, warnings) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		r.ID, r.Tenant, r.CreatedBy, string(r.Kind), r.SessionID, r.SessionAlias, string(r.Status), string(r.Phase), owner, epoch,
 		created, created, started, warnings)
 	if err != nil {
 		return stromboli.Run{}, err
@@ -157,6 +131,15 @@ func (s *Store) insertRun(t *tx, in newRun) (stromboli.Run, error) {
 			r.Tenant, k, v, created, n); err != nil {
 			return stromboli.Run{}, err
 		}
+	}
+	if in.Workspace != "" {
+		if _, err := t.exec(`INSERT INTO session_workspaces (tenant, workspace, session, run) VALUES (?, ?, ?, ?)
+			ON CONFLICT DO UPDATE SET run = excluded.run`, r.Tenant, in.Workspace, r.SessionID, n); err != nil {
+			return stromboli.Run{}, err
+		}
+	}
+	if in.FirstEvents != nil {
+		in.Events = in.FirstEvents(r)
 	}
 	if _, err := s.appendEvents(t, &head{n: n, id: r.ID}, in.Events); err != nil {
 		return stromboli.Run{}, err

@@ -12,7 +12,8 @@ import (
 
 // FinishRun ends a run: in one transaction its outcome is stored, the events
 // and after them run.finished, with the outcome as data, are appended, and its
-// session is changed and free. It returns the events that are new. Of
+// session is changed and free, or gone where it is ephemeral or a fork that was
+// never made. It returns the events that are new. Of
 // RunFinish.Session empty strings and a zero UID change nothing.
 //
 // Errors, and then nothing is written: NotFound; ErrFenced; Conflict where the
@@ -60,8 +61,7 @@ func (s *Store) finish(t *tx, h head, outcome stromboli.Outcome, events []stromb
 		string(outcome.Status), now, now, h.n); err != nil {
 		return nil, err
 	}
-	_, err = t.exec(`UPDATE sessions SET active_run = '', updated_at = ? WHERE id = ? AND active_run = ?`, now, h.session, h.id)
-	return stored, err
+	return stored, t.freeSession(h.id, h.session, now)
 }
 
 func (s *Store) saveSession(t *tx, id string, save stromboli.SessionSave) error {

@@ -11,7 +11,7 @@ import (
 )
 
 // selectRun reads whole runs, in the order of scanRun.
-const selectRun = `SELECT r.n, r.id, r.tenant, r.created_by, r.kind, r.session_id, r.status, r.phase, r.sandbox_id,
+const selectRun = `SELECT r.n, r.id, r.tenant, r.created_by, r.kind, r.session_id, r.session_alias, r.status, r.phase, r.sandbox_id,
 	r.agent_started, r.cancel_reason, r.owner, r.epoch, r.created_at, r.updated_at, r.started_at, r.finished_at,
 	r.image_digest, r.warnings, r.last_seq, r.last_line, s.spec, o.outcome
 	FROM runs r JOIN run_specs s ON s.run = r.n LEFT JOIN run_outcomes o ON o.run = r.n `
@@ -36,7 +36,7 @@ func scanRun(sc scanner) (row, error) {
 		kind, status, phase  string
 		cancelReason, digest string
 	)
-	err := sc.Scan(&r.n, &r.ID, &r.Tenant, &r.CreatedBy, &kind, &r.SessionID, &status, &phase, &r.SandboxID,
+	err := sc.Scan(&r.n, &r.ID, &r.Tenant, &r.CreatedBy, &kind, &r.SessionID, &r.SessionAlias, &status, &phase, &r.SandboxID,
 		&r.AgentStarted, &cancelReason, &r.Owner, &r.Epoch, &created, &updated, &started, &finished,
 		&digest, &warnings, &r.LastSeq, &r.LastLine, &spec, &outcome)
 	if err != nil {

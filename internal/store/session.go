@@ -8,23 +8,59 @@ import (
 	"github.com/tomblancdev/stromboli"
 )
 
-// GetSession returns a session; NotFound where it is missing or another
-// tenant's.
-func (s *Store) GetSession(ctx context.Context, tenant, id string) (stromboli.Session, error) {
-	var out stromboli.Session
+// selectSession reads whole sessions, in the order of scanSession.
+const selectSession = `SELECT s.id, s.tenant, s.created_by, s.cli_session_id, coalesce(s.alias, ''), s.ephemeral, s.forked_from,
+	s.fork_pending, s.fork_of, s.active_run, s.transcript_version, s.transcript_key, s.uid, s.gid, s.created_at, s.updated_at FROM sessions s `
+
+func scanSession(sc scanner) (out stromboli.Session, err error) {
 	var created, updated int64
-	err := s.readDB.QueryRowContext(ctx, `SELECT id, tenant, created_by, cli_session_id, active_run, transcript_version,
-		transcript_key, uid, gid, created_at, updated_at FROM sessions WHERE id = ? AND tenant = ?`, id, tenant).
-		Scan(&out.ID, &out.Tenant, &out.CreatedBy, &out.CLISessionID, &out.ActiveRun, &out.TranscriptVersion,
-			&out.TranscriptKey, &out.UID, &out.GID, &created, &updated)
+	err = sc.Scan(&out.ID, &out.Tenant, &out.CreatedBy, &out.CLISessionID, &out.Alias, &out.Ephemeral, &out.ForkedFrom,
+		&out.ForkPending, &out.ForkOf, &out.ActiveRun, &out.TranscriptVersion, &out.TranscriptKey, &out.UID, &out.GID, &created, &updated)
+	out.CreatedAt, out.UpdatedAt = fromMillis(created), fromMillis(updated)
+	return out, err
+}
+
+// GetSession returns the session with an id or, if there is none, with an
+// alias; NotFound where it is missing or another tenant's.
+func (s *Store) GetSession(ctx context.Context, tenant, name string) (stromboli.Session, error) {
+	out, err := scanSession(s.readDB.QueryRowContext(ctx,
+		selectSession+`WHERE s.tenant = ? AND (s.id = ? OR s.alias = ?) ORDER BY s.id = ? DESC LIMIT 1`, tenant, name, name, name))
 	if errors.Is(err, sql.ErrNoRows) {
-		return stromboli.Session{}, errNoSession(id)
+		return stromboli.Session{}, errNoSession(name)
 	}
 	if err != nil {
 		return stromboli.Session{}, s.classify("read session", err)
 	}
-	out.CreatedAt, out.UpdatedAt = fromMillis(created), fromMillis(updated)
 	return out, nil
+}
+
+// session reads a session inside a transaction; ok is false where there is
+// none.
+func (t *tx) session(where string, args ...any) (out stromboli.Session, ok bool, err error) {
+	st, err := t.prepare(selectSession + where)
+	if err != nil {
+		return stromboli.Session{}, false, err
+	}
+	out, err = scanSession(st.QueryRowContext(t.ctx, args...))
+	if errors.Is(err, sql.ErrNoRows) {
+		return stromboli.Session{}, false, nil
+	}
+	return out, err == nil, err
+}
+
+// freeSession ends a run's hold on its session. One that was to go with the
+// run does, and so does a fork that was never made.
+func (t *tx) freeSession(runID, sessionID string, now int64) error {
+	n, err := t.exec(`DELETE FROM sessions WHERE id = ? AND active_run = ? AND (ephemeral = 1 OR fork_pending = 1)`, sessionID, runID)
+	if err != nil {
+		return err
+	}
+	if n > 0 {
+		_, err = t.exec(`DELETE FROM session_workspaces WHERE session = ?`, sessionID)
+		return err
+	}
+	_, err = t.exec(`UPDATE sessions SET active_run = '', updated_at = ? WHERE id = ? AND active_run = ?`, now, sessionID, runID)
+	return err
 }
 
 // SaveTranscript names the blob that holds the session's newest transcript,
@@ -39,7 +75,7 @@ func (s *Store) SaveTranscript(ctx context.Context, sessionID string, expectVers
 }
 
 func (s *Store) saveTranscript(t *tx, sessionID string, expect int64, key string) error {
-	n, err := t.exec(`UPDATE sessions SET transcript_key = ?, transcript_version = transcript_version + 1, updated_at = ?
+	n, err := t.exec(`UPDATE sessions SET transcript_key = ?, transcript_version = transcript_version + 1, fork_of = '', updated_at = ?
 		WHERE id = ? AND transcript_version = ?`, key, s.now().UnixMilli(), sessionID, expect)
 	if err != nil {
 		return err
