@@ -36,7 +36,7 @@ func TestCancel(t *testing.T) {
 		want(t, l.wait(first.ID), stromboli.Cancelled, stromboli.ReasonRequest)
 		// The counters are right: the next one needs no queue.
 		l.empty()
-		l.eventually("a run needs no queue", func() bool { return l.submit(`result x`).Status == stromboli.Running })
+		l.needsNoQueue()
 	})
 	t.Run("stubborn agent", func(t *testing.T) {
 		t.Parallel()

@@ -32,12 +32,18 @@ const patience = 60 * time.Second
 // fakeCLI behaves as the agent CLI does, save that it runs the script that its
 // first message holds in place of asking a model. It notes each of its starts.
 const fakeCLI = `#!/bin/bash
-for a in "$@"; do case $a in --session-id=*) id=${a#*=} how=new;; --resume=*) id=${a#*=} how=resume;; esac; done
+how=new
+for a in "$@"; do case $a in
+  --session-id=*) id=${a#*=};; --resume=*) from=${a#*=} how=resume;; --fork-session) how=fork;; --no-session-persistence) keeps=no;;
+esac; done
+id=${id:-$from}
 say() { printf '%s\n' "$1"; }
 mkdir -p "$HOME/.claude/projects/p"
-log=$(find "$HOME/.claude/projects" -name "$id.jsonl" | head -1)
+log=$(find "$HOME/.claude/projects" -name "${from:-$id}.jsonl" | head -1)
+if [ $how != new ] && [ ! -e "$log" ]; then echo "No conversation found with session ID: $from" >&2; exit 1; fi
+if [ "$keeps" = no ]; then cat "$log" > "/tmp/log"; log=/tmp/log
+elif [ $how = fork ]; then cp "$log" "$HOME/.claude/projects/p/$id.jsonl"; log=$HOME/.claude/projects/p/$id.jsonl; fi
 log=${log:-$HOME/.claude/projects/p/$id.jsonl}
-if [ $how = resume ] && [ ! -e "$log" ]; then echo "No conversation found with session ID: $id" >&2; exit 1; fi
 echo "start $STROMBOLI_NOTHING" >> "$HOME/starts"
 read -r message || exit 3
 say '{"type":"system","subtype":"init","session_id":"'$id'","model":"fake"}'
@@ -321,4 +327,16 @@ func (w *world) reopen() *store.Store {
 	st, err := store.Open(context.Background(), store.Config{Path: filepath.Join(w.data, "stromboli.db")})
 	must(w.t, err)
 	return st
+}
+
+// needsNoQueue waits until a run is born running: a slot is counted as free a
+// moment after its run has ended. One run at a time, or they would queue behind
+// each other.
+func (l *life) needsNoQueue() {
+	l.w.t.Helper()
+	l.eventually("a run needs no queue", func() bool {
+		run := l.submit(`result x`)
+		l.wait(run.ID)
+		return run.Status == stromboli.Running
+	})
 }

@@ -202,7 +202,7 @@ func TestIdempotency(t *testing.T) {
 	if err != nil || !existing || again.Status != stromboli.Cancelled {
 		t.Errorf("after the end: %s, %v, %v", again.Status, existing, err)
 	}
-	l.eventually("a run needs no queue", func() bool { return l.submit(`result x`).Status == stromboli.Running })
+	l.needsNoQueue()
 }
 
 func TestSessions(t *testing.T) {
