@@ -27,7 +27,7 @@ type runCommand struct {
 	Volume         []string      `short:"v" sep:"none" help:"Mount host:container[:ro]; below STROMBOLI_AGENT_ALLOWED_VOLUMES only."`
 	Image          string        `help:"The sandbox's image."`
 	Model          string        `help:"The model's name or alias."`
-	Session        string        `help:"UUID of the session."`
+	Session        string        `help:"The session: a UUID, or an alias of yours."`
 	Resume         bool          `help:"Go on with --session."`
 	Timeout        time.Duration `help:"Time limit of the run."`
 	Memory         string        `help:"Memory limit, such as 2g."`

@@ -67,7 +67,7 @@ func syncFS(dir string) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	if err := unix.Syncfs(int(f.Fd())); err != nil { //nolint:gosec // a descriptor
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
 		return fmt.Errorf("syncing the fork: %w", err)
 	}
 	return nil
@@ -139,13 +139,13 @@ func (c *treeCopy) entry(name string, depth int) error {
 	if err != nil {
 		return c.unreadable(err)
 	}
-	switch info.Mode().Type() {
-	case fs.ModeDir:
+	switch {
+	case info.IsDir():
 		if err := c.dst.Mkdir(name, 0o700); err != nil {
 			return err
 		}
 		return c.directory(name, depth+1)
-	case fs.ModeSymlink:
+	case info.Mode().Type() == fs.ModeSymlink:
 		target, err := c.src.Readlink(name)
 		if err != nil {
 			return c.unreadable(err)
@@ -154,7 +154,7 @@ func (c *treeCopy) entry(name string, depth int) error {
 			return err
 		}
 		return c.give(name, info)
-	case 0:
+	case info.Mode().IsRegular():
 		return c.file(name, info)
 	}
 	return nil
@@ -198,7 +198,7 @@ func (c *treeCopy) file(name string, info fs.FileInfo) error {
 // content shares the file's blocks where the file system can; else it copies
 // them, without the holes.
 func (c *treeCopy) content(out, in *os.File) error {
-	if unix.IoctlFileClone(int(out.Fd()), int(in.Fd())) == nil { //nolint:gosec // descriptors
+	if unix.IoctlFileClone(int(out.Fd()), int(in.Fd())) == nil {
 		return nil
 	}
 	info, err := in.Stat()

@@ -12,8 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tomblancdev/stromboli"
 	"golang.org/x/sys/unix"
+
+	"github.com/tomblancdev/stromboli"
 )
 
 // copied copies from into a new directory.

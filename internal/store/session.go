@@ -37,7 +37,7 @@ func (s *Store) GetSession(ctx context.Context, tenant, name string) (stromboli.
 // session reads a session inside a transaction; ok is false where there is
 // none.
 func (t *tx) session(where string, args ...any) (out stromboli.Session, ok bool, err error) {
-	st, err := t.prepare(selectSession + where)
+	st, err := t.prepare(selectSession + where) //nolint:sqlclosecheck // the writer keeps it for the next call
 	if err != nil {
 		return stromboli.Session{}, false, err
 	}

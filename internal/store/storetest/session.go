@@ -71,6 +71,13 @@ func testAliases(t *testing.T, f *fixture) {
 	if run := f.create(t, f.named("Nightly")); run.SessionID == first.SessionID {
 		t.Error("the case of an alias makes no difference")
 	}
+	repeated := f.named("once")
+	repeated.Idempotency = &stromboli.Idempotency{Endpoint: "e", Key: "k", Hash: "h"}
+	made := f.create(t, repeated)
+	repeated.Run.ID, repeated.Run.SessionID = stromboli.NewRunID(f.clock.Now()), uuid.NewString()
+	if run, existing, err := f.CreateRun(t.Context(), repeated); err != nil || !existing || run.ID != made.ID || run.SessionAlias != "once" {
+		t.Errorf("repeated: %+v, %v, %v", run, existing, err)
+	}
 	theirs := f.named("nightly")
 	theirs.Run.Tenant = "other"
 	if run := f.create(t, theirs); run.SessionID == first.SessionID {
