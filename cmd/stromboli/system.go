@@ -23,7 +23,10 @@ const checkTime = 3 * time.Second
 // capabilities are what this server can do beyond the contract, for GET
 // /version.
 func capabilities() []string {
-	return []string{"events", "idempotency", "stream_resume", "run_stream_post", "egress_proxy", "survives_restart"}
+	return []string{
+		"events", "idempotency", "stream_resume", "run_stream_post", "egress_proxy", "survives_restart",
+		"session_continue", "session_fork", "session_alias", "no_persistence",
+	}
 }
 
 // system tells of the server's parts.
