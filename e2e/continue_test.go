@@ -126,6 +126,9 @@ func sessionNoPersistence(t *testing.T, s *server) {
 	if after, err := os.ReadFile(s.transcripts(t, kept.SessionID)[0]); err != nil || string(after) != string(blob) {
 		t.Errorf("the saved transcript changed, %v", err)
 	}
+	if contains(t, filepath.Join(s.data, "sessions", kept.SessionID), "the word is aside") {
+		t.Error("the home keeps what was said aside")
+	}
 	s.do(t, inSession(kept.SessionID, keyed("after-aside", bash("cat made"), text("x")))).want(t, stromboli.Completed, "")
 	all = s.requests(t, "after-aside")
 	if got, _ := all[len(all)-1].toolResult(); s.told(t, "after-aside", "the word is aside") || !strings.Contains(got, "aside") {

@@ -64,6 +64,7 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 		if err := s.Copied(m.homeOf(rec), unread); err != nil {
 			return nil, err
 		}
+		rec.CreatedAt = time.Now().UTC() // the run's time doesn't count the copy
 	}
 	select {
 	case m.creating <- struct{}{}:
