@@ -32,6 +32,7 @@ type agent struct {
 	proc   Process
 	pid    int // 0: not started
 	exited bool
+	due    time.Time // the deadline; zero: none
 	stdin  *stdinWriter
 	stop   *stopPlan
 	rearm  chan struct{} // one slot: stop has changed
@@ -54,6 +55,9 @@ func (a *agent) state() State {
 	s := State{ProcessID: a.proc.ID, Exited: a.exited}
 	if a.stdin != nil {
 		s.LastStdin = a.stdin.lastDone()
+	}
+	if !a.exited && !a.due.IsZero() {
+		s.Left = max(a.due.Sub(a.now()), 1)
 	}
 	return s
 }
@@ -114,6 +118,9 @@ func (a *agent) launch(p Process) error {
 	closeFiles(child[:]...)
 
 	a.proc, a.pid = p, pid
+	if p.Deadline > 0 {
+		a.due = a.now().Add(p.Deadline)
+	}
 	a.stdin = newStdinWriter(ours[0], a.in.spool)
 	go a.stdin.run()
 	r := &agentRun{agent: a, pid: pid, done: done, proc: p, oomBefore: oomBefore}

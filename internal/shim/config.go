@@ -47,6 +47,9 @@ type Config struct {
 	// HoldMS is how long a connection waits for an absent egress, in
 	// milliseconds. Default 5 minutes.
 	HoldMS int64 `json:"hold_ms,omitempty"`
+	// SilenceMS is how long a connected server may say nothing before it
+	// counts as absent, in milliseconds. Default 10 seconds.
+	SilenceMS int64 `json:"silence_ms,omitempty"`
 }
 
 // maxLine is the longest line that a frame carries.

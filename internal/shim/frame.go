@@ -26,6 +26,7 @@ const (
 	frameMore     frameType = 12 // both ways: call id: the last bytes were taken
 	frameEnd      frameType = 13 // server → shim: call id: no more bytes
 	frameCancel   frameType = 14 // server → shim: call id: nobody waits for it any more
+	frameBeat     frameType = 15 // server → shim, since version 2: the server is there
 )
 
 const (

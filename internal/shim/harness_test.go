@@ -216,10 +216,23 @@ func (b *box) serve(change func(*PeerConfig)) *server {
 	return startPeer(b.t, cfg)
 }
 
+// serveAs is serve for a server that differs from this build's.
+func (b *box) serveAs(change func(*Peer)) *server {
+	b.t.Helper()
+	return startPeerAs(b.t, PeerConfig{Path: b.socket(), SandboxID: b.cfg.Sandbox, Token: b.cfg.Token}, change)
+}
+
 func startPeer(t testing.TB, cfg PeerConfig) *server {
+	t.Helper()
+	return startPeerAs(t, cfg, func(*Peer) {})
+}
+
+// startPeerAs starts a server that differs from this build's.
+func startPeerAs(t testing.TB, cfg PeerConfig, change func(*Peer)) *server {
 	t.Helper()
 	p, err := Listen(cfg)
 	must(t, err)
+	change(p)
 	s := &server{Peer: p, t: t, done: make(chan error, 1)}
 	go func() { s.done <- p.Run(context.Background()) }()
 	t.Cleanup(s.die)

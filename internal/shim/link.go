@@ -69,10 +69,15 @@ func (in *initProcess) connect(ctx context.Context, orphan *time.Timer) bool {
 	}
 	defer conn.Close() //nolint:errcheck // it is over
 	l := &link{in: in, conn: conn, calls: map[uint64]*fileCall{}, wake: make(chan struct{}, 1), done: make(chan struct{})}
-	r := bufio.NewReaderSize(conn, 64<<10)
-	if err := l.greet(r); err != nil {
+	ear := &ear{conn: conn}
+	r := bufio.NewReaderSize(ear, 64<<10)
+	version, err := l.greet(r)
+	if err != nil {
 		in.complain(err)
 		return false
+	}
+	if version >= heartbeats {
+		ear.patience = in.silence()
 	}
 	orphan.Stop()
 	defer func() {
@@ -82,6 +87,29 @@ func (in *initProcess) connect(ctx context.Context, orphan *time.Timer) bool {
 	}()
 	l.serve(r)
 	return true
+}
+
+func (in *initProcess) silence() time.Duration {
+	if in.cfg.SilenceMS > 0 {
+		return time.Duration(in.cfg.SilenceMS) * time.Millisecond
+	}
+	return silence
+}
+
+// ear reads from a connection whose other end must not be silent for longer
+// than patience: a frozen server keeps its connections, but it is not there.
+type ear struct {
+	conn     net.Conn
+	patience time.Duration // 0: any silence; changed between reads only
+}
+
+func (e *ear) Read(b []byte) (int, error) {
+	if e.patience > 0 {
+		if err := e.conn.SetReadDeadline(time.Now().Add(e.patience)); err != nil {
+			return 0, err
+		}
+	}
+	return e.conn.Read(b)
 }
 
 // link is one connection to the server. Everything that it was doing for the
@@ -105,41 +133,41 @@ type link struct {
 	done    chan struct{} // closed with closed
 }
 
-// greet says hello and waits for the answer.
-func (l *link) greet(r *bufio.Reader) error {
+// greet says hello and waits for the answer, which decides the version.
+func (l *link) greet(r *bufio.Reader) (version int, err error) {
 	first, last := l.in.spool.bounds()
 	hello := Hello{
 		Versions: Versions{MinVersion, MaxVersion}, Sandbox: l.in.cfg.Sandbox, Token: l.in.cfg.Token,
 		BootID: l.in.bootID, FirstSeq: first, LastSeq: last, Agent: l.in.agent.state(),
 	}
 	if err := l.conn.SetDeadline(time.Now().Add(welcomeTimeout)); err != nil {
-		return fmt.Errorf("hello: %w", err)
+		return 0, fmt.Errorf("hello: %w", err)
 	}
 	if err := l.send(putJSON(frameHello, hello)); err != nil {
-		return fmt.Errorf("hello: %w", err)
+		return 0, fmt.Errorf("hello: %w", err)
 	}
 	t, payload, err := readFrame(r, maxHello)
 	if err != nil {
-		return fmt.Errorf("hello: %w", err)
+		return 0, fmt.Errorf("hello: %w", err)
 	}
 	switch t {
 	case frameWelcome:
 		var w welcome
 		if err := json.Unmarshal(payload, &w); err != nil {
-			return fmt.Errorf("welcome: %w", err)
+			return 0, fmt.Errorf("welcome: %w", err)
 		}
 		if w.Version < MinVersion || w.Version > MaxVersion {
-			return fmt.Errorf("welcome: the server speaks protocol version %d, this shim %d to %d", w.Version, MinVersion, MaxVersion)
+			return 0, fmt.Errorf("welcome: the server speaks protocol version %d, this shim %d to %d", w.Version, MinVersion, MaxVersion)
 		}
-		return l.conn.SetDeadline(time.Time{})
+		return w.Version, l.conn.SetDeadline(time.Time{})
 	case frameRefuse:
 		re := &RemoteError{}
 		if err := json.Unmarshal(payload, re); err != nil {
-			return fmt.Errorf("refusal: %w", err)
+			return 0, fmt.Errorf("refusal: %w", err)
 		}
-		return fmt.Errorf("the server refuses this shim: %s", re.Message)
+		return 0, fmt.Errorf("the server refuses this shim: %s", re.Message)
 	default:
-		return fmt.Errorf("hello was answered by frame type %d", t)
+		return 0, fmt.Errorf("hello was answered by frame type %d", t)
 	}
 }
 
@@ -186,6 +214,9 @@ func (l *link) nudge() {
 var errProtocol = errors.New("protocol violation")
 
 func (l *link) handle(t frameType, b []byte) error {
+	if t == frameBeat {
+		return nil
+	}
 	if t == frameRequest {
 		var req request
 		if err := json.Unmarshal(b, &req); err != nil {

@@ -41,6 +41,8 @@ type Peer struct {
 	stop  chan struct{}
 	lost  chan struct{} // one slot: the connection has ended
 	ready chan struct{} // closed by the first accepted hello
+	beat  time.Duration // between heartbeats
+	speak Versions      // the versions of the protocol that are spoken
 
 	mu     sync.Mutex
 	err    error // final: ErrGone, ErrClosed or a version's refusal
@@ -72,7 +74,7 @@ func Listen(cfg PeerConfig) (*Peer, error) {
 		return nil, err
 	}
 	return &Peer{
-		cfg: cfg, log: log.With("sandbox", cfg.SandboxID), l: l,
+		cfg: cfg, log: log.With("sandbox", cfg.SandboxID), l: l, beat: beat, speak: Versions{MinVersion, MaxVersion},
 		stop: make(chan struct{}), lost: make(chan struct{}, 1), ready: make(chan struct{}),
 		calls: map[uint64]*call{}, wake: make(chan struct{}),
 	}, nil

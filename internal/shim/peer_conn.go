@@ -29,7 +29,8 @@ const (
 type peerConn struct {
 	conn *net.UnixConn
 	r    *bufio.Reader
-	wake chan struct{} // one slot: something is to be written
+	wake chan struct{}    // one slot: something is to be written
+	beat <-chan time.Time // when a heartbeat is due; nil for a shim that knows none
 
 	out      [][]byte // frames of calls
 	askedGen uint64   // the newest question for lines that was sent
@@ -55,6 +56,9 @@ func (p *Peer) greet(ctx context.Context, conn *net.UnixConn) *peerConn {
 	r := bufio.NewReaderSize(conn, 64<<10)
 	c := &peerConn{conn: conn, r: r, wake: make(chan struct{}, 1)}
 	hello, version, err := p.check(ctx, conn, r)
+	if err == nil && version >= heartbeats {
+		c.beat = time.Tick(p.beat)
+	}
 	if err == nil {
 		err = p.attach(c, hello)
 	}
@@ -113,11 +117,11 @@ func (p *Peer) check(ctx context.Context, conn *net.UnixConn, r io.Reader) (Hell
 	if token != 1 || hello.Sandbox != p.cfg.SandboxID || hello.BootID == "" {
 		return hello, 0, remotef(CodeRefused, "hello of another sandbox, or with a wrong token")
 	}
-	version := min(hello.Versions.Max, MaxVersion)
-	if version < max(hello.Versions.Min, MinVersion) {
+	version := min(hello.Versions.Max, p.speak.Max)
+	if version < max(hello.Versions.Min, p.speak.Min) {
 		return hello, 0, remotef(CodeVersion,
 			"the sandbox's shim speaks protocol versions %d to %d, this server %d to %d",
-			hello.Versions.Min, hello.Versions.Max, MinVersion, MaxVersion)
+			hello.Versions.Min, hello.Versions.Max, p.speak.Min, p.speak.Max)
 	}
 	return hello, version, nil
 }
@@ -206,6 +210,11 @@ func (p *Peer) write(c *peerConn, done <-chan struct{}) {
 		}
 		select {
 		case <-c.wake:
+		case <-c.beat:
+			if writeFrame(c.conn, putFrame(frameBeat)) != nil {
+				c.close()
+				return
+			}
 		case <-done:
 			return
 		}

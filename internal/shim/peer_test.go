@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"path/filepath"
@@ -153,7 +154,7 @@ func TestUnknownVersionIsRefusedByName(t *testing.T) {
 	}
 	_, err := s.Ready(ctx(t))
 	wantCode(t, err, CodeVersion)
-	if !strings.Contains(err.Error(), "protocol versions 2 to 4") {
+	if !strings.Contains(err.Error(), fmt.Sprintf("protocol versions %d to %d", MaxVersion+1, MaxVersion+3)) {
 		t.Errorf("error %v doesn't name the versions", err)
 	}
 	if err := <-s.done; err == nil {

@@ -13,7 +13,15 @@ import (
 // shims of the release before; an older server refuses a newer shim by name.
 const (
 	MinVersion = 1
-	MaxVersion = 1
+	MaxVersion = 2
+)
+
+// heartbeats is the version since which the server says every beat that it is
+// there, and the shim takes a silent server for one that is gone.
+const (
+	heartbeats = 2
+	beat       = 2 * time.Second
+	silence    = 5 * beat
 )
 
 // Versions is a range of protocol versions.
@@ -38,6 +46,9 @@ type State struct {
 	ProcessID string `json:"process_id,omitempty"` // Process.ID; empty: not started
 	Exited    bool   `json:"exited,omitempty"`     // the Exit line is in the spool
 	LastStdin uint64 `json:"last_stdin,omitempty"` // the newest frame written to stdin
+	// Left is the time until the agent's deadline, by the shim's clock, while
+	// it runs; 0: no deadline, or a shim that doesn't tell.
+	Left time.Duration `json:"left,omitempty"`
 }
 
 type welcome struct {
