@@ -50,7 +50,7 @@ func (t *Turn) Outcome(exit *Exit) stromboli.Outcome {
 	switch {
 	case cause == CauseRequest, cause == CauseDisconnect:
 		out.Status, out.Reason, out.Error = stromboli.Cancelled, stromboli.Reason(cause), "the run was cancelled"
-	case t.Over():
+	case t.Over() && (!t.cutOff || cause != CauseDeadline && cause != CauseOrphaned):
 		t.judge(&out)
 	case cause == CauseDeadline:
 		fail(&out, stromboli.ReasonTimeout, "the run passed its time limit")
@@ -85,6 +85,7 @@ func (t *Turn) crash(out *stromboli.Outcome, exit *Exit) {
 	}
 	out.CrashInfo = info
 	if exit == nil {
+		info.ExitCode = -1
 		out.Reason = stromboli.ReasonLost
 		out.Error = "the sandbox is gone, and the agent's end was not seen"
 		info.Reason = out.Error

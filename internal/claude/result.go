@@ -45,7 +45,7 @@ func readResult(o object) result {
 
 func (t *Turn) onResult(o object, line []byte, cut bool) []stromboli.Event {
 	t.results++
-	t.busy, t.awaiting = false, false
+	t.busy, t.awaiting, t.cutOff = false, false, false
 	t.setSession(o)
 	t.last = readResult(o)
 	t.usage.addResult(o)

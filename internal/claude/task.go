@@ -62,7 +62,11 @@ func (t *Turn) endTask(id, status string) {
 		return
 	}
 	t.tasks = slices.DeleteFunc(t.tasks, func(b stromboli.BackgroundTask) bool { return b.ID == shorten(id) })
-	if t.Answered() && !stopped(status) {
+	switch {
+	case !t.Answered():
+	case stopped(status):
+		t.cutOff = true
+	default:
 		t.awaiting = true
 	}
 }

@@ -39,6 +39,7 @@ type Turn struct {
 	busy     bool // something was said since the last result
 	awaiting bool // a background task ended after it; its follow-up turn will come
 	tasks    []stromboli.BackgroundTask
+	cutOff   bool     // a task was stopped after the newest result: the CLI was told to end
 	queued   []string // messages that the CLI has taken and not begun
 
 	// What was said.

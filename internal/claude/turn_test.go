@@ -323,3 +323,23 @@ func FuzzLine(f *testing.F) {
 		Visible(line)
 	})
 }
+
+// TestDeadlineInBackground: the CLI stops its tasks when it is told to end, and
+// then nothing is left to wait for; the time limit has ended the run all the same.
+func TestDeadlineInBackground(t *testing.T) {
+	for cause, want := range map[string]stromboli.Reason{CauseDeadline: stromboli.ReasonTimeout, CauseOrphaned: stromboli.ReasonOrphaned, "background": ""} {
+		turn := NewTurn(stromboli.ClaudeOptions{})
+		for _, line := range []string{
+			`{"type":"system","subtype":"init","session_id":"s"}`,
+			`{"type":"system","subtype":"background_tasks_changed","tasks":[{"task_id":"b","task_type":"local_bash"}]}`,
+			`{"type":"result","subtype":"success","is_error":false,"result":"answered"}`,
+			`{"type":"system","subtype":"task_notification","task_id":"b","status":"stopped"}`,
+			`{"type":"system","subtype":"background_tasks_changed","tasks":[]}`,
+		} {
+			turn.Feed(Stdout, []byte(line))
+		}
+		if out := turn.Outcome(&Exit{Code: 143, Cause: cause}); out.Reason != want || out.Output != "answered" {
+			t.Errorf("ended by %s: %s %s, output %q", cause, out.Status, out.Reason, out.Output)
+		}
+	}
+}
