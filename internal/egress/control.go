@@ -40,12 +40,14 @@ type control struct {
 	askedOnce sync.Once
 
 	watchers atomic.Int64 // servers that are there
-	lastSeen atomic.Int64 // unix nanoseconds, when a server was last heard
+	began    time.Time
+	lastSeen atomic.Int64 // how long after began a server was last heard, in nanoseconds
 }
 
 func newControl(g *gateway, cfg ServeConfig) *control {
 	c := &control{
-		g: g, cfg: cfg,
+		began: time.Now(),
+		g:     g, cfg: cfg,
 		shutdown: make(chan struct{}), failed: make(chan struct{}),
 		unneeded: make(chan struct{}), done: make(chan struct{}),
 	}
@@ -68,7 +70,8 @@ func newControl(g *gateway, cfg ServeConfig) *control {
 	return c
 }
 
-func (c *control) seen() { c.lastSeen.Store(time.Now().UnixNano()) }
+// seen notes that somebody was here, on the monotonic clock.
+func (c *control) seen() { c.lastSeen.Store(int64(time.Since(c.began))) }
 
 func (c *control) serve(l *net.UnixListener) error {
 	defer close(c.failed)
@@ -100,7 +103,7 @@ func (c *control) watchNeed() {
 		if c.watchers.Load() > 0 || connections > 0 {
 			busy = now
 		}
-		alone := now.Sub(time.Unix(0, c.lastSeen.Load()))
+		alone := now.Sub(c.began) - time.Duration(c.lastSeen.Load())
 		if c.watchers.Load() == 0 && ((len(sandboxes) == 0 && alone >= c.cfg.IdleTimeout) ||
 			(now.Sub(busy) >= c.cfg.AbandonAfter && alone >= c.cfg.AbandonAfter)) {
 			close(c.unneeded)

@@ -16,7 +16,7 @@ import (
 func (e *execution) attach(box *sandbox.Sandbox) {
 	e.box = box
 	e.moves()
-	e.until.Store(time.Now().Add(e.timeLeft()).UnixMilli())
+	e.until.Store(int64(e.age() + e.timeLeft()))
 	e.mu.Lock()
 	e.abort = nil
 	e.running = box
@@ -44,15 +44,18 @@ func (e *execution) detach() {
 	e.stopping.Wait()
 }
 
-// moves notes that the run goes on.
-func (e *execution) moves() { e.moved.Store(time.Now().UnixMilli()) }
+// age is how long the run has been executed.
+func (e *execution) age() time.Duration { return time.Since(e.began) }
 
-// allow gives the agent all of its time, from now on: it has just been started.
-func (e *execution) allow() {
+// moves notes that the run goes on.
+func (e *execution) moves() { e.moved.Store(int64(e.age())) }
+
+// allow gives the agent that much time from now on.
+func (e *execution) allow(left time.Duration) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.wish == "" {
-		e.until.Store(time.Now().Add(e.timeLeft()).UnixMilli())
+		e.until.Store(int64(e.age() + left))
 	}
 }
 
@@ -66,13 +69,13 @@ func (e *execution) guard(ctx context.Context, box *sandbox.Sandbox) {
 		case <-ctx.Done():
 			return
 		case <-e.hurry:
-			e.until.Store(min(e.until.Load(), time.Now().Add(killAfter).UnixMilli()))
+			e.until.Store(min(e.until.Load(), int64(e.age()+killAfter)))
 			timer.Reset(0)
 			continue
 		case <-timer.C:
 		}
-		due := time.UnixMilli(max(e.until.Load(), e.moved.Load())).Add(backstop)
-		if left := time.Until(due); left > 0 {
+		due := time.Duration(max(e.until.Load(), e.moved.Load())) + backstop
+		if left := due - e.age(); left > 0 {
 			timer.Reset(left)
 			continue
 		}

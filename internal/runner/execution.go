@@ -68,8 +68,11 @@ type execution struct {
 	background *time.Timer // ends tasks in the background
 	waitedFor  []stromboli.BackgroundTask
 
-	moved atomic.Int64  // when something last went on, in milliseconds since 1970
-	until atomic.Int64  // when the agent must have ended, in the same way
+	// began is when the run started, on the monotonic clock: limits are
+	// durations since, so that they hold when the machine's clock is set.
+	began time.Time
+	moved atomic.Int64  // how long after began something last went on
+	until atomic.Int64  // how long after began the agent must have ended
 	hurry chan struct{} // one slot: the run was cancelled
 
 	// ending is held while a cancel is recorded and while the end is: a cancel
@@ -86,8 +89,12 @@ type execution struct {
 }
 
 func newExecution(r *Runner, run stromboli.Run) *execution {
+	before := time.Duration(0) // under another server, by the clock on the wall
+	if !run.StartedAt.IsZero() {
+		before = max(r.now().Sub(run.StartedAt), 0)
+	}
 	return &execution{
-		r: r, id: run.ID, row: run, wish: run.CancelReason, hurry: make(chan struct{}, 1),
+		r: r, id: run.ID, row: run, wish: run.CancelReason, hurry: make(chan struct{}, 1), began: time.Now().Add(-before),
 		log: r.log.With("run", run.ID),
 	}
 }

@@ -46,10 +46,14 @@ func (e *execution) lost() stromboli.Outcome {
 	out := e.turn.Outcome(nil)
 	out.Status, out.Reason = stromboli.Crashed, stromboli.ReasonLost
 	out.Error = "the run's sandbox is gone: the machine was restarted, or the container was removed by others"
+	if e.box != nil && e.box.OutOfMemory() {
+		out.Reason = stromboli.ReasonOOM
+		out.Error = "the sandbox was killed because its memory was used up; podman.memory sets its limit"
+	}
 	if out.CrashInfo == nil {
 		out.CrashInfo = &stromboli.CrashInfo{ExitCode: -1}
 	}
-	out.CrashInfo.Reason = string(stromboli.ReasonLost)
+	out.CrashInfo.Reason = out.Error
 	return out
 }
 

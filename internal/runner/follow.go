@@ -48,7 +48,7 @@ func (e *execution) broken(ctx context.Context, err error) (stromboli.Outcome, e
 		return e.lost(), nil
 	case ok && remote.Code == shim.CodeStart:
 		return e.failed(stromboli.ReasonImage, err), nil
-	case ok, time.Since(e.row.StartedAt) > e.plan.SandboxTimeout+giveUp:
+	case ok, e.age() > e.plan.SandboxTimeout+giveUp:
 		return e.failed(stromboli.ReasonEngine, err), nil
 	}
 	return stromboli.Outcome{}, err

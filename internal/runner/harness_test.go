@@ -104,6 +104,8 @@ type options struct {
 	max, queue int
 	background time.Duration
 	orphan     time.Duration
+	now        func() time.Time // the clock on the wall
+	oom        bool             // containers that end have run out of memory
 	faults     *faults
 }
 
@@ -130,7 +132,7 @@ func (w *world) tryStart(o options) (*life, error) {
 		o.background = time.Minute
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	st, err := store.Open(ctx, store.Config{Path: filepath.Join(w.data, "stromboli.db")})
+	st, err := store.Open(ctx, store.Config{Path: filepath.Join(w.data, "stromboli.db"), Now: o.now})
 	must(w.t, err)
 	blobs, err := blob.Open(filepath.Join(w.data, "blobs"))
 	must(w.t, err)
@@ -141,7 +143,7 @@ func (w *world) tryStart(o options) (*life, error) {
 	}
 	l := &life{w: w, store: st, faults: o.faults, log: eventlog.New(st)}
 	l.boxes = sandbox.New(sandbox.Config{
-		Engine: w.engine, Info: info, DataDir: w.data, Instance: "test", Shim: "/proc/self/exe", CLI: w, Egress: w,
+		Engine: oomEngine{w.engine, o.oom}, Info: info, DataDir: w.data, Instance: "test", Shim: "/proc/self/exe", CLI: w, Egress: w,
 		OrphanTimeout: o.orphan, Logger: log,
 	})
 	if l.faults == nil {
@@ -151,7 +153,7 @@ func (w *world) tryStart(o options) (*life, error) {
 	l.Runner = runner.New(runner.Config{
 		Store: l.faults, Log: faultyLog{l.log, l.faults}, Sandboxes: l.boxes, Blobs: blobs, Model: w,
 		Policy: policy.Config{Image: image, Memory: 64 << 20, NanoCPUs: 1e9, Timeout: time.Minute, Home: sandbox.HomePath},
-		Owner:  "test", MaxRunning: o.max, MaxQueued: o.queue, BackgroundWait: o.background, Logger: log,
+		Owner:  "test", MaxRunning: o.max, MaxQueued: o.queue, BackgroundWait: o.background, Now: o.now, Logger: log,
 	})
 	if err := l.Recover(ctx); err != nil {
 		cancel()
@@ -170,6 +172,20 @@ func (w *world) tryStart(o options) (*life, error) {
 	}
 	w.t.Cleanup(l.stop)
 	return l, nil
+}
+
+// oomEngine says of containers that have ended that the kernel ended them.
+type oomEngine struct {
+	*enginetest.Fake
+	oom bool
+}
+
+func (e oomEngine) Inspect(ctx context.Context, id string) (engine.Container, error) {
+	c, err := e.Fake.Inspect(ctx, id)
+	if err == nil && e.oom && c.State == engine.StateExited {
+		c.OOMKilled, c.ExitCode = true, 137
+	}
+	return c, err
 }
 
 type testWriter struct{ t *testing.T }

@@ -226,3 +226,19 @@ func TestDiscardIsTriedAgain(t *testing.T) {
 	w.mendEngine()
 	l.empty()
 }
+
+// The kernel may choose the shim when the sandbox's memory is used up.
+func TestShimOutOfMemory(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	l := w.start(options{oom: true})
+	run := l.submit(`say here; sleep 60`)
+	l.said(run.ID, "here")
+	w.shims.signal(l.get(run.ID).SandboxID, syscall.SIGKILL)
+	run = l.wait(run.ID)
+	want(t, run, stromboli.Crashed, stromboli.ReasonOOM)
+	if c := run.Outcome.CrashInfo; c == nil || c.ExitCode != -1 || !strings.Contains(c.Reason, "memory") {
+		t.Errorf("crash_info is %+v", c)
+	}
+	l.empty()
+}

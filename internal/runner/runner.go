@@ -57,8 +57,9 @@ type Sandboxes interface {
 	// Release lets go of a sandbox, which goes on for the next server.
 	Release(box *sandbox.Sandbox) error
 	Discard(ctx context.Context, id string) error
-	// Sweep discards every sandbox of this server that keep doesn't name.
-	Sweep(ctx context.Context, keep map[string]bool) error
+	// Sweep finds every sandbox of this server that keep doesn't name. The
+	// function that it returns discards them and may take long.
+	Sweep(ctx context.Context, keep map[string]bool) (discard func(context.Context), err error)
 	Home(sessionID string, uid, gid int) sandbox.Home
 	// HomeOf is the home that a sandbox has mounted.
 	HomeOf(box *sandbox.Sandbox) sandbox.Home
@@ -94,7 +95,10 @@ type Config struct {
 	MaxRunning     int           // runs executed at once
 	MaxQueued      int           // runs that may wait
 	BackgroundWait time.Duration // how long an answered run waits for background tasks
-	Logger         *slog.Logger
+	// Now is the clock on the wall, for what is recorded; nil: the machine's.
+	// It may be set at any time: no limit is measured by it.
+	Now    func() time.Time
+	Logger *slog.Logger
 }
 
 // Runner executes runs.
@@ -111,7 +115,8 @@ type Runner struct {
 	mu         sync.Mutex
 	active     map[string]*execution // by run id
 	executions sync.WaitGroup
-	recovered  []*execution    // what Run has yet to launch
+	recovered  []*execution // what Run has yet to launch
+	sweep      func(context.Context)
 	base       context.Context // of the executions
 	endBase    context.CancelFunc
 	pending    int // rows that wait for a slot, or are about to
@@ -121,6 +126,9 @@ type Runner struct {
 
 // New returns a Runner that does nothing before Run.
 func New(cfg Config) *Runner {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	base, end := context.WithCancel(context.Background())
 	return &Runner{
 		base: base, endBase: end,
@@ -131,9 +139,11 @@ func New(cfg Config) *Runner {
 	}
 }
 
+func (r *Runner) now() time.Time { return r.cfg.Now() }
+
 // Recover takes over what the server before left: active runs go on, and
-// sandboxes that belong to none are discarded. It returns when each run is
-// under way; call it once, before Run and before submissions.
+// sandboxes that belong to none will be discarded. Run does both, runs first;
+// call Recover once, before Run and before submissions.
 func (r *Runner) Recover(ctx context.Context) error {
 	runs, err := r.cfg.Store.ActiveRuns(ctx)
 	if err != nil {
@@ -158,7 +168,7 @@ func (r *Runner) Recover(ctx context.Context) error {
 		}
 		resume = append(resume, run)
 	}
-	if err := r.cfg.Sandboxes.Sweep(ctx, keep); err != nil {
+	if r.sweep, err = r.cfg.Sandboxes.Sweep(ctx, keep); err != nil {
 		return fmt.Errorf("sweeping sandboxes of the server before: %w", err)
 	}
 	for _, run := range resume {
@@ -180,6 +190,9 @@ func (r *Runner) Run(ctx context.Context) error {
 		r.launch(e)
 	}
 	r.recovered = nil
+	if r.sweep != nil {
+		r.executions.Go(func() { r.sweep(r.base) })
+	}
 	r.mu.Unlock()
 
 	for {

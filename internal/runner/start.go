@@ -64,7 +64,7 @@ func (e *execution) start(ctx context.Context) error {
 	if err := e.announce(create); err != nil {
 		return err
 	}
-	return e.startAgent(create, kind, session)
+	return e.startAgent(create, kind, session, 0)
 }
 
 // credential returns the kind of the model's credential.
@@ -97,7 +97,7 @@ func (e *execution) announce(ctx context.Context) error {
 
 // timeLeft is how long the agent may go on from now.
 func (e *execution) timeLeft() time.Duration {
-	left := e.plan.SandboxTimeout - time.Since(e.box.CreatedAt)
+	left := e.plan.SandboxTimeout - e.box.Age()
 	if e.plan.ClaudeTimeout > 0 {
 		left = min(left, e.plan.ClaudeTimeout)
 	}
@@ -105,8 +105,9 @@ func (e *execution) timeLeft() time.Duration {
 }
 
 // startAgent gives the agent its message. An agent that was started before is
-// not started again, and nothing is said to it twice.
-func (e *execution) startAgent(ctx context.Context, kind string, session stromboli.Session) error {
+// not started again, and nothing is said to it twice; left, unless 0, is the
+// time that its shim still gives it.
+func (e *execution) startAgent(ctx context.Context, kind string, session stromboli.Session, left time.Duration) error {
 	opts := e.row.Spec.Claude
 	process := shim.Process{
 		ID:   e.id,
@@ -119,7 +120,10 @@ func (e *execution) startAgent(ctx context.Context, kind string, session strombo
 	if err := e.box.Peer.Start(ctx, process); err != nil {
 		return fmt.Errorf("starting the agent: %w", err)
 	}
-	e.allow()
+	if left == 0 {
+		left = e.timeLeft()
+	}
+	e.allow(left)
 	if err := e.box.Peer.Stdin(ctx, messageFrame, claude.UserMessage(messageUUID(e.id), e.row.Spec.Prompt)); err != nil {
 		// An agent that reads nothing has ended, or will: its exit says why.
 		if re, ok := errors.AsType[*shim.RemoteError](err); !ok || re.Code != shim.CodeStdinClosed {
@@ -167,7 +171,7 @@ func (e *execution) reattach(ctx context.Context) error {
 		// is no more, and another one must not begin its work anew.
 		return fmt.Errorf("sandbox %s was restarted: %w", box.ID, shim.ErrGone)
 	}
-	return e.startAgent(ctx, kind, session)
+	return e.startAgent(ctx, kind, session, hello.Agent.Left)
 }
 
 // replay feeds the stored output to a fresh turn.

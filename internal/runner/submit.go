@@ -17,10 +17,13 @@ import (
 // already running when a slot was free, else pending. existing is true when
 // the idempotency key named a run that was made before.
 func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.Submission) (run stromboli.Run, existing bool, err error) {
-	now := time.Now()
+	now := r.now()
 	plan, err := policy.Check(s.Spec, r.cfg.Policy)
 	if err != nil {
 		return stromboli.Run{}, false, err
+	}
+	if n := len(claude.UserMessage(messageUUID(""), s.Spec.Prompt)); n > shim.MaxStdin {
+		return stromboli.Run{}, false, stromboli.FieldError("prompt", "is %d bytes long as the agent gets it, in JSON; at most %d are possible", n, shim.MaxStdin)
 	}
 	if err := claude.Validate(s.Spec.Claude); err != nil {
 		return stromboli.Run{}, false, err

@@ -44,6 +44,9 @@ const cleanupTime = 30 * time.Second
 // nothing is left behind.
 func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 	checked := s.Checked
+	if err := m.awaitSweep(ctx); err != nil {
+		return nil, err
+	}
 	m.claim(map[string]bool{s.ID: true})
 	// What is half-made is removed whatever becomes of the caller.
 	defer func() {

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/tomblancdev/stromboli"
@@ -92,10 +93,12 @@ type Manager struct {
 	facts    *factCache
 
 	copyLimits copyLimits
+	swept      chan struct{} // closed once Sweep's first part is done; nil: nothing to wait for
 
-	mu    sync.Mutex
-	boxes map[string]*Sandbox
-	ours  map[string]bool // ids that somebody answers for: being made, kept, or being discarded
+	mu     sync.Mutex
+	boxes  map[string]*Sandbox
+	ours   map[string]bool      // ids that somebody answers for: being made, kept, or being discarded
+	probes map[string]time.Time // when a look at an image was first seen, by the container's id
 }
 
 // New returns a Manager.
@@ -106,6 +109,7 @@ func New(cfg Config) *Manager {
 		facts:    newFactCache(cfg.Engine, filepath.Join(cfg.DataDir, "images"), cfg.Instance),
 		boxes:    make(map[string]*Sandbox),
 		ours:     make(map[string]bool),
+		probes:   make(map[string]time.Time),
 
 		copyLimits: defaultCopyLimits(),
 	}
@@ -119,7 +123,9 @@ type Sandbox struct {
 	// shim to say hello.
 	EngineTime time.Duration
 
+	made    time.Time          // on the monotonic clock
 	started atomic.Bool        // the container was started: from then on it may be gone
+	oom     atomic.Bool        // it has ended, and memory had run out in it
 	stop    context.CancelFunc // of the peer's accept loop
 	stopped chan struct{}
 	overdue atomic.Bool
@@ -130,6 +136,14 @@ func (s *Sandbox) MarkOverdue() { s.overdue.Store(true) }
 
 // Overdue reports whether MarkOverdue was called.
 func (s *Sandbox) Overdue() bool { return s.overdue.Load() }
+
+// Age is how long ago the sandbox was made. It doesn't change with the
+// machine's clock, save for the time under an earlier server.
+func (s *Sandbox) Age() time.Duration { return time.Since(s.made) }
+
+// OutOfMemory reports whether the container was seen to have ended by the
+// kernel's hand, because its memory was used up.
+func (s *Sandbox) OutOfMemory() bool { return s.oom.Load() }
 
 // record is what a later server must know of a sandbox; it lies in the
 // sandbox's directory.
@@ -204,7 +218,7 @@ func (m *Manager) sessionPath(sessionID, name string) string {
 // Adopt finds a sandbox of an earlier server again. The error is shim.ErrGone
 // when it runs no more, or can't be spoken with.
 func (m *Manager) Adopt(ctx context.Context, id string) (*Sandbox, error) {
-	alive, err := m.alive(ctx, id)
+	alive, _, err := m.alive(ctx, id)
 	if err != nil {
 		return nil, fmt.Errorf("sandbox %s: %w", id, err)
 	}
@@ -253,7 +267,7 @@ func (m *Manager) socket(id, name string) string { return filepath.Join(m.dir(id
 // sandbox is closed.
 func (m *Manager) listen(rec record) (*Sandbox, error) {
 	ctx, stop := context.WithCancel(context.Background())
-	box := &Sandbox{record: rec, stop: stop, stopped: make(chan struct{})}
+	box := &Sandbox{record: rec, stop: stop, stopped: make(chan struct{}), made: time.Now().Add(-max(time.Since(rec.CreatedAt), 0))}
 	peer, err := shim.Listen(shim.PeerConfig{
 		Path: m.socket(rec.ID, "server.sock"), SandboxID: rec.ID, Token: rec.Token,
 		PeerUID: func(ctx context.Context) (uint32, error) { return m.peerUID(ctx, rec.ID) },
@@ -261,7 +275,11 @@ func (m *Manager) listen(rec record) (*Sandbox, error) {
 			if !box.started.Load() {
 				return true, nil
 			}
-			return m.alive(ctx, rec.ID)
+			alive, oom, err := m.alive(ctx, rec.ID)
+			if err == nil && !alive {
+				box.oom.Store(oom)
+			}
+			return alive, err
 		},
 		Log: m.log,
 	})
@@ -297,16 +315,17 @@ func (m *Manager) Release(box *Sandbox) error {
 	return box.close()
 }
 
-// alive asks the engine whether the sandbox's container runs.
-func (m *Manager) alive(ctx context.Context, id string) (bool, error) {
+// alive asks the engine whether the sandbox's container runs, and if not,
+// whether memory had run out.
+func (m *Manager) alive(ctx context.Context, id string) (alive, oom bool, err error) {
 	c, err := m.cfg.Engine.Inspect(ctx, containerName(id))
 	switch {
 	case errors.Is(err, engine.ErrNotFound):
-		return false, nil
+		return false, false, nil
 	case err != nil:
-		return false, err
+		return false, false, err
 	}
-	return c.State == engine.StateRunning || c.State == engine.StatePaused, nil
+	return c.State == engine.StateRunning || c.State == engine.StatePaused, c.OOMKilled && c.ExitCode == 128+int(syscall.SIGKILL), nil
 }
 
 // peerUID is the uid on the host of the container's root: whoever dials the

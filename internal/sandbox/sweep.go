@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,45 +20,97 @@ func (m *Manager) Left(ctx context.Context) (int, error) {
 	return len(containers), err
 }
 
-// Sweep discards every sandbox of this server that keep doesn't name: what a
-// server's death left half-made or half-removed.
-func (m *Manager) Sweep(ctx context.Context, keep map[string]bool) error {
-	left := make(map[string]bool)
+// sweepers is how many sandboxes are removed at a time.
+const sweepers = 4
+
+// Sweep finds the sandboxes of this server that keep doesn't name: what a
+// server's death left half-made or half-removed. The function that it returns
+// discards them, which may take minutes, until ctx ends; what can't be removed
+// is tried again by Run, or by the next server. Until those of them that may
+// hold an agent at work are gone, no new sandbox is made.
+func (m *Manager) Sweep(ctx context.Context, keep map[string]bool) (discard func(ctx context.Context), err error) {
 	containers, err := m.cfg.Engine.List(ctx, map[string]string{labelInstance: m.cfg.Instance})
 	if err != nil {
-		return err
-	}
-	for _, c := range containers {
-		if id := c.Labels[labelSandbox]; id != "" {
-			left[id] = true
-		} else if err := m.cfg.Engine.Remove(ctx, c.ID); err != nil { // an image probe
-			m.log.WarnContext(ctx, "removing a container of the server before", "container", c.Name, "error", err)
-		}
+		return nil, err
 	}
 	entries, err := os.ReadDir(filepath.Join(m.cfg.DataDir, "sb"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	for _, e := range entries {
-		left[e.Name()] = true
+		return nil, err
 	}
 	m.claim(keep)
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, 4)
-	for id := range left {
-		if keep[id] {
-			continue
+	left := make(map[string]bool) // by id; whether it may be at work
+	var probes []engine.Container
+	for _, c := range containers {
+		switch id := c.Labels[labelSandbox]; {
+		case id == "": // a look at an image
+			probes = append(probes, c)
+		case !keep[id]:
+			left[id] = c.State != engine.StateCreated && c.State != engine.StateExited
 		}
+	}
+	for _, e := range entries {
+		if id := e.Name(); !keep[id] && !left[id] {
+			left[id] = false
+		}
+	}
+	var working, idle []string
+	for id, atWork := range left {
+		if atWork {
+			working = append(working, id)
+		} else {
+			idle = append(idle, id)
+		}
+	}
+	m.claim(left)
+	if len(working) > 0 {
+		m.swept = make(chan struct{})
+	}
+	return func(ctx context.Context) {
+		m.discardAll(ctx, working)
+		if len(working) > 0 {
+			close(m.swept)
+		}
+		for _, c := range probes {
+			if err := m.cfg.Engine.Remove(ctx, c.ID); err != nil {
+				m.log.WarnContext(ctx, "removing a container of the server before", "container", c.Name, "error", err)
+			}
+		}
+		m.discardAll(ctx, idle)
+	}, nil
+}
+
+func (m *Manager) discardAll(ctx context.Context, ids []string) {
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, sweepers)
+	for _, id := range ids {
+		slots <- struct{}{}
 		wg.Go(func() {
-			slots <- struct{}{}
 			defer func() { <-slots }()
+			if ctx.Err() != nil {
+				return
+			}
 			if err := m.Discard(ctx, id); err != nil {
 				m.log.WarnContext(ctx, "removing a sandbox of the server before", "sandbox", id, "error", err)
+				m.mu.Lock()
+				delete(m.ours, id) // a stray from now on
+				m.mu.Unlock()
 			}
 		})
 	}
 	wg.Wait()
-	return nil
+}
+
+// awaitSweep waits until no agent of the server before can be at work.
+func (m *Manager) awaitSweep(ctx context.Context) error {
+	if m.swept == nil {
+		return nil
+	}
+	select {
+	case <-m.swept:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // claim makes ids ours, so that they are no strays.
@@ -99,6 +153,7 @@ func (m *Manager) removeStrays(ctx context.Context) error {
 		return err
 	}
 	var errs []error
+	m.forgetProbes(containers)
 	for _, c := range containers {
 		if m.stray(c) {
 			m.log.InfoContext(ctx, "removing a stray container", "container", c.Name)
@@ -110,10 +165,25 @@ func (m *Manager) removeStrays(ctx context.Context) error {
 
 func (m *Manager) stray(c engine.Container) bool {
 	id := c.Labels[labelSandbox]
-	if id == "" {
-		return time.Since(c.Created) > probeAge
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return !m.ours[id]
+	if id != "" {
+		return !m.ours[id]
+	}
+	// Its age by the engine's clock says nothing once that clock was set.
+	first, known := m.probes[c.ID]
+	if !known {
+		m.probes[c.ID] = time.Now()
+		return false
+	}
+	return time.Since(first) > probeAge
+}
+
+// forgetProbes forgets when it first saw looks at images that are over.
+func (m *Manager) forgetProbes(containers []engine.Container) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	maps.DeleteFunc(m.probes, func(id string, _ time.Time) bool {
+		return !slices.ContainsFunc(containers, func(c engine.Container) bool { return c.ID == id })
+	})
 }

@@ -34,7 +34,16 @@ func TestStrays(t *testing.T) {
 	if left["stray"] || !left["ours"] || !left["probe"] || !left["other"] {
 		t.Errorf("left: %v", left)
 	}
-	if f.stray(engine.Container{Created: time.Now()}) || !f.stray(engine.Container{Created: time.Now().Add(-time.Hour)}) {
-		t.Error("a look at an image is a stray once it is old, and only then")
+	// A look at an image is a stray once it was seen for long, whatever the
+	// engine's clock says of its age.
+	old := engine.Container{ID: "old", Created: time.Now().Add(-time.Hour)}
+	if f.stray(old) {
+		t.Error("it has only just been seen")
+	}
+	f.probes["old"] = time.Now().Add(-2 * probeAge)
+	f.probes["over"] = f.probes["old"]
+	f.forgetProbes([]engine.Container{old})
+	if old.Created = time.Now().Add(time.Hour); !f.stray(old) || len(f.probes) != 1 {
+		t.Errorf("an old look is no stray, or one is remembered that is over: %v", f.probes)
 	}
 }

@@ -27,7 +27,7 @@ func (s *Store) ClaimPending(ctx context.Context, owner string) (run stromboli.R
 		}
 		now := s.now().UnixMilli()
 		phase := stromboli.PhaseCreating
-		if _, err := t.exec(`UPDATE runs SET status = 'running', phase = ?, owner = ?, epoch = epoch + 1, started_at = ?, updated_at = ? WHERE id = ?`,
+		if _, err := t.exec(`UPDATE runs SET status = 'running', phase = ?, owner = ?, epoch = epoch + 1, started_at = max(?, created_at), updated_at = ? WHERE id = ?`,
 			string(phase), owner, now, now, id); err != nil {
 			return stromboli.Run{}, err
 		}

@@ -57,7 +57,7 @@ func (s *Store) finish(t *tx, h head, outcome stromboli.Outcome, events []stromb
 		return nil, err
 	}
 	now := s.now().UnixMilli()
-	if _, err := t.exec(`UPDATE runs SET status = ?, phase = '', finished_at = ?, updated_at = ? WHERE n = ?`,
+	if _, err := t.exec(`UPDATE runs SET status = ?, phase = '', finished_at = max(?, coalesce(started_at, created_at)), updated_at = ? WHERE n = ?`,
 		string(outcome.Status), now, now, h.n); err != nil {
 		return nil, err
 	}
