@@ -3,36 +3,21 @@ package e2e_test
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/modelstub"
 )
 
-// TestModelFaults: whatever the model's endpoint does, the run ends, and says
-// why. Faults that pass are survived.
+// TestModelFaults: faults of the model's endpoint that pass are survived. What
+// becomes of those that don't pass is TestOutcomes'.
 func TestModelFaults(t *testing.T) {
 	s := start(t, "STROMBOLI_RUNS_MAX=4")
-	stubborn := map[string]string{"x-should-retry": "false"}
-	fails := func(reason stromboli.Reason, says string) func(*testing.T, endedRun) {
-		return func(t *testing.T, r endedRun) {
-			r.want(t, stromboli.Failed, reason)
-			if !strings.Contains(r.Error, says) || r.Output == "" {
-				t.Errorf("error %q, output %q", r.Error, r.Output)
-			}
-			if took := r.FinishedAt.Sub(r.StartedAt); took > 45*time.Second {
-				t.Errorf("it took %s", took)
-			}
-		}
-	}
 	survives := func(output string) func(*testing.T, endedRun) {
 		return func(t *testing.T, r endedRun) {
 			r.want(t, stromboli.Completed, "")
@@ -41,9 +26,6 @@ func TestModelFaults(t *testing.T) {
 			}
 		}
 	}
-	refusal := modelstub.Step{Text: "I can't", StopReason: "refusal"} // the CLI asks once more
-	hang := spec(modelstub.Step{Hang: "before"})
-	hang.Claude.Timeout = stromboli.Duration(4 * time.Second)
 	partial := spec(modelstub.Step{Text: "a whole sentence", Chunk: 4, Cut: &modelstub.Cut{Deltas: 2, AfterMS: 500}, Times: 1})
 	partial.Claude.IncludePartialMessages = true
 	long := spec(modelstub.Step{Bytes: 9 << 20, Chunk: 1 << 20}) // the real CLI takes half a minute for 50 MiB
@@ -59,16 +41,8 @@ func TestModelFaults(t *testing.T) {
 				t.Errorf("the output has %d bytes", len(r.Output))
 			}
 		}},
-		{"hangs", hang, func(t *testing.T, r endedRun) { r.want(t, stromboli.Failed, stromboli.ReasonTimeout) }},
-		{"refuses", spec(refusal, refusal, refusal), fails(stromboli.ReasonModel, "")},
-		{"400", spec(modelstub.Step{Status: 400}), fails(stromboli.ReasonModel, "scripted 400")},
-		{"401", spec(modelstub.Step{Status: 401}), fails(stromboli.ReasonAuth, "401")},
-		{"403", spec(modelstub.Step{Status: 403}), fails(stromboli.ReasonAuth, "403")},
-		{"429 for an hour", spec(modelstub.Step{Status: 429, Headers: map[string]string{"retry-after": "3600"}}), fails(stromboli.ReasonOverloaded, "")},
 		{"429 once", spec(modelstub.Step{Text: "at last", Status: 429, Times: 1}), survives("at last")},
-		{"500", spec(modelstub.Step{Status: 500, Headers: stubborn}), fails(stromboli.ReasonModel, "500")},
 		{"500 once", spec(modelstub.Step{Text: "at last", Status: 500, Times: 1}), survives("at last")},
-		{"529", spec(modelstub.Step{Status: 529, Headers: stubborn}), fails(stromboli.ReasonOverloaded, "529")},
 		{"cuts the stream at its beginning", spec(modelstub.Step{Text: "said twice", Cut: &modelstub.Cut{}, Times: 1}), survives("said twice")},
 		{"cuts the stream in mid-answer", partial, func(t *testing.T, r endedRun) {
 			survives("a whole sentence")(t, r)
@@ -78,12 +52,6 @@ func TestModelFaults(t *testing.T) {
 		}},
 		{"asks for a tool that isn't there", spec(tool("NoSuchTool", `{"a":1}`), text("never mind")), survives("never mind")},
 		{"sends what is no Unicode", spec(tool("Bash", `{"command":"printf '\\xff\\xfe\\n'; echo '\ud800'","description":"\udfff"}`), text("odd")), survives("odd")},
-	})
-	t.Run("over HTTP", func(t *testing.T) {
-		o := s.send(t, "POST", "/run", specJSON(t, spec(modelstub.Step{Status: 400}))).want(t, 500).object(t)
-		if o["status"] != "error" || o["code"] != "model" || o["reason"] != "model" || !strings.HasPrefix(fmt.Sprint(o["id"]), "run-") || o["error"] == "" {
-			t.Errorf("the answer is %v", o)
-		}
 	})
 }
 
@@ -307,27 +275,6 @@ func TestRogueAgent(t *testing.T) {
 		}},
 		{"lines that look like the CLI's", says(`echo '{"type":"result"'; echo '{"type":"result","result":7,"usage":{"input_tokens":-1},"modelUsage":[]}'; echo null; echo '{"type":"assistant","message":[]}'; echo '[[[['; ` + rogueResult), func(t *testing.T, r endedRun) {
 			r.want(t, stromboli.Completed, "")
-		}},
-		{"exits without a result", says("echo working; echo 'a reason' >&2; exit 3"), func(t *testing.T, r endedRun) {
-			r.want(t, stromboli.Crashed, stromboli.ReasonExit)
-			if c := r.CrashInfo; c == nil || c.ExitCode != 3 || c.Signal != "" || !strings.Contains(r.Error, "a reason") || len(lines(t, r, "stderr")) != 1 {
-				t.Errorf("crash_info %+v, error %q", c, r.Error)
-			}
-		}},
-		{"exits well without a result", says("exit 0"), func(t *testing.T, r endedRun) {
-			r.want(t, stromboli.Crashed, stromboli.ReasonExit)
-		}},
-		{"a result, then a bad exit", says(rogueResult + "; exit 9"), func(t *testing.T, r endedRun) {
-			r.want(t, stromboli.Completed, "")
-			if r.Output != "the end" || !r.warned("unclean_exit") {
-				t.Errorf("output %q, warnings %v", r.Output, r.Warnings)
-			}
-		}},
-		{"a child that keeps the pipe", says("setsid " + stayCommand("rogue-child") + " & " + rogueResult), func(t *testing.T, r endedRun) {
-			r.want(t, stromboli.Completed, "")
-			if n := processesLike("rogue-child"); n != 0 {
-				t.Errorf("%d children are left", n)
-			}
 		}},
 	})
 	waitFor(t, "the sandboxes to be discarded", func() bool { return len(s.sandboxes()) == 0 })

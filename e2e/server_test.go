@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -34,6 +35,7 @@ type server struct {
 	model   *httptest.Server
 	log     *syncBuffer
 
+	bin  string // the program, if it is another than the suite's
 	cmd  *exec.Cmd
 	done chan struct{}
 	url  string
@@ -80,7 +82,7 @@ func (s *server) up() {
 
 func (s *server) tryUp() error {
 	_ = os.Remove(filepath.Join(s.data, "address"))
-	cmd := exec.Command(suite.bin, "serve")
+	cmd := exec.Command(cmp.Or(s.bin, suite.bin), "serve")
 	cmd.Env, cmd.Dir, cmd.Stderr, cmd.Stdout = s.env, s.dir, s.log, s.log
 	cmd.WaitDelay = 5 * time.Second
 	if err := cmd.Start(); err != nil {

@@ -99,19 +99,7 @@ func TestDiskFull(t *testing.T) {
 	}
 	const lines = 300 // 19 MiB
 	s := prepareRogue(t)
-	if err := os.Mkdir(s.data, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Mount("tmpfs", s.data, "tmpfs", 0, "size=128m,mode=0700"); err != nil {
-		t.Skip("no small disk can be mounted here:", err)
-	}
-	t.Cleanup(func() { // before the server's directory is removed
-		s.stop()
-		s.shutdownEgress()
-		if err := syscall.Unmount(s.data, syscall.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
+	s.smallDisk(t, "128m")
 	s.up()
 	gate := s.gate(t)
 	id := s.submit(t, gate.mounted(stromboli.RunSpec{Prompt: numbered(lines)}))

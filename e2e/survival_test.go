@@ -148,45 +148,6 @@ func survHeld(t *testing.T, events []stromboli.Event) (text string, superseded, 
 // survFlat is a text without its white space.
 func survFlat(s string) string { return strings.Join(strings.Fields(s), "") }
 
-// TestServerAwayTooLong: without a server the shim ends the agent by itself,
-// when the orphan timeout or the run's deadline has passed, and the next server
-// says so.
-func TestServerAwayTooLong(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct {
-		name   string
-		env    string
-		spec   func(*stromboli.RunSpec)
-		reason stromboli.Reason
-	}{
-		{"orphaned", "STROMBOLI_ORPHAN_TIMEOUT=2s", func(*stromboli.RunSpec) {}, stromboli.ReasonOrphaned},
-		{"deadline", "STROMBOLI_ORPHAN_TIMEOUT=10m", func(r *stromboli.RunSpec) { r.Claude.Timeout = stromboli.Duration(6 * time.Second) }, stromboli.ReasonTimeout},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			s := start(t, c.env)
-			in := keyed(c.name, bash("echo begun; setsid sleep 301 & sleep 300"), text("never said"))
-			c.spec(&in)
-			run := s.survSubmit(c.name, in)
-			run.untilLine(`"tool_use"`)
-			box := s.sandboxes()[0]
-			waitFor(t, "the tool's processes", func() bool { return s.survAgentRuns(box, "sleep") })
-			s.kill()
-			waitFor(t, "the agent's end without a server", func() bool { return !s.survAgentRuns(box, "sleep") && !s.survAgentRuns(box, "claude") })
-			if _, running := s.survContainer(box); !running {
-				t.Error("the sandbox is gone: who would tell the next server what happened?")
-			}
-			s.up()
-			s.events(run.id)
-			if j := run.job(); j.Status != stromboli.Failed || j.Reason != c.reason || j.Error == "" {
-				t.Errorf("%s %s %q, want failed %s", j.Status, j.Reason, j.Error, c.reason)
-			}
-			run.gone()
-			s.survResumable(run)
-		})
-	}
-}
-
 // TestContainersGone: containers vanish behind the server's back, while it is
 // up and while it is down (as after a reboot). The run says so at once, and its
 // session goes on from the saved transcript. What belongs to no run is removed.
