@@ -22,9 +22,6 @@ func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.
 	if err != nil {
 		return stromboli.Run{}, false, err
 	}
-	if n := len(claude.UserMessage(messageUUID(""), s.Spec.Prompt)); n > shim.MaxStdin {
-		return stromboli.Run{}, false, stromboli.FieldError("prompt", "is %d bytes long as the agent gets it, in JSON; at most %d are possible", n, shim.MaxStdin)
-	}
 	if err := claude.Validate(s.Spec.Claude); err != nil {
 		return stromboli.Run{}, false, err
 	}
