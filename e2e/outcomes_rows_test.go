@@ -177,7 +177,7 @@ func deadlineOutcomes() []outcome {
 		{"`claude.timeout` passes in mid-answer", limited(4*time.Second, 0, hangs)},
 		{"`podman.timeout` passes in mid-answer", limited(0, 4*time.Second, hangs)},
 		{"`claude.timeout` passes while a tool works", limited(5*time.Second, 0, bash("trap '' TERM INT; while :; do sleep 1; done"))},
-		{"`claude.timeout` passes while an answered agent has a task in the background", limited(6*time.Second, 0, background(stayCommand("late-task")), text("answered"))},
+		{"`claude.timeout` passes while an answered agent has a task in the background", limited(12*time.Second, 0, background(stayCommand("late-task")), text("answered"))},
 	} {
 		rows = append(rows, outcome{
 			what: c.what, status: stromboli.Failed, reason: stromboli.ReasonTimeout, http: 504, spec: c.spec,

@@ -20,9 +20,15 @@ func (t *Turn) onTask(o object, sub string) {
 	id := get[string](o, "task_id")
 	switch sub {
 	case "background_tasks_changed":
+		// Tasks that are off the list without a word of their end were
+		// stopped; a word that comes later corrects that.
+		before := len(t.tasks)
 		t.tasks = nil
 		for _, d := range get[[]taskData](o, "tasks") {
 			t.addTask(d)
+		}
+		if t.Answered() && len(t.tasks) < before {
+			t.cutOff = true
 		}
 	case "task_started":
 		if get[bool](o, "is_backgrounded") {
@@ -67,7 +73,7 @@ func (t *Turn) endTask(id, status string) {
 	case stopped(status):
 		t.cutOff = true
 	default:
-		t.awaiting = true
+		t.awaiting, t.cutOff = true, false
 	}
 }
 
