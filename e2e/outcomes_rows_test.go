@@ -179,14 +179,12 @@ func deadlineOutcomes() []outcome {
 		{"`claude.timeout` passes while a tool works", limited(5*time.Second, 0, bash("trap '' TERM INT; while :; do sleep 1; done"))},
 		{"`claude.timeout` passes while an answered agent has a task in the background", limited(12*time.Second, 0, background(stayCommand("late-task")), text("answered"))},
 	} {
-		rows = append(rows, outcome{
-			what: c.what, status: stromboli.Failed, reason: stromboli.ReasonTimeout, http: 504, spec: c.spec,
-			check: func(t *testing.T, _ *server, _ endedRun) {
-				if n := processesLike("late-task"); n != 0 {
-					t.Errorf("%d processes are left", n)
-				}
-			},
-		})
+		rows = append(rows, outcome{what: c.what, status: stromboli.Failed, reason: stromboli.ReasonTimeout, http: 504, spec: c.spec})
+	}
+	rows[len(rows)-1].check = func(t *testing.T, _ *server, _ endedRun) {
+		if n := processesLike("late-task"); n != 0 {
+			t.Errorf("%d processes of the task are left", n)
+		}
 	}
 	return rows
 }
