@@ -256,6 +256,71 @@ func FuzzParseVolume(f *testing.F) {
 	})
 }
 
+// FuzzPaths: whatever is accepted as a path of the sandbox is one, means the same
+// when it is asked again, and is none of the server's own.
+func FuzzPaths(f *testing.F) {
+	for _, s := range []string{
+		"/workspace", "/", "//a//b/", "/a/../b", "/run/stromboli/x", "/run/./stromboli", "relative", "/a\x00b", "/a\u2028b", "/é", "-x", "/proc/self/root", "/tmp/.",
+	} {
+		f.Add(s)
+	}
+	own := append(reserved(), "/home/agent")
+	f.Fuzz(func(t *testing.T, s string) {
+		dir, err := workdir(s)
+		if err != nil {
+			if strings.ContainsAny(err.Error(), "\n\x00") {
+				t.Fatalf("message %q", err)
+			}
+		} else {
+			if !strings.HasPrefix(dir, "/") || strings.Contains(dir+"/", "/../") || strings.ContainsFunc(dir, notPrintable) || len(dir) > maxPath {
+				t.Fatalf("%q gave %q", s, dir)
+			}
+			if again, err := workdir(dir); err != nil || again != dir {
+				t.Fatalf("%q gave %q, then %q, %v", s, dir, again, err)
+			}
+			for _, r := range reserved() {
+				if within(dir, r) {
+					t.Fatalf("%q is in %s", s, r)
+				}
+			}
+		}
+		plan, err := Check(stromboli.RunSpec{Prompt: "x", Podman: stromboli.PodmanOptions{Volumes: []string{"/data:" + s}}}, testConfig())
+		if err != nil {
+			return
+		}
+		target := plan.Mounts[0].Target
+		for _, r := range own {
+			if within(target, r) || within(r, target) {
+				t.Fatalf("%q is mounted at %q, over %s", s, target, r)
+			}
+		}
+	})
+}
+
+// FuzzImage: what is accepted as an image's name can't be taken for an option,
+// a path or a transport.
+func FuzzImage(f *testing.F) {
+	for _, s := range []string{"debian", "localhost/a/b:1", "a@sha256:00", "--privileged", "../x", "/x", "a//b", "a b", "é", "docker://x"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		name, err := image(s, "default")
+		if err != nil {
+			if strings.ContainsAny(err.Error(), "\n\x00") {
+				t.Fatalf("message %q", err)
+			}
+			return
+		}
+		if s == "" {
+			return
+		}
+		if name != s || strings.HasPrefix(name, "-") || strings.HasPrefix(name, "/") || strings.Contains(name, "..") && strings.Contains(name+"/", "/../") ||
+			strings.Contains(name, "//") || strings.ContainsAny(name, " \t\n\x00?#%\\") || len(name) > maxImage {
+			t.Fatalf("%q was accepted", s)
+		}
+	})
+}
+
 func FuzzSizes(f *testing.F) {
 	for _, s := range []string{"512m", "1.5g", "-1", "1e9", "0.5", "9999999999999999999t"} {
 		f.Add(s)
