@@ -56,7 +56,10 @@ func ParseRunID(s string) (string, bool) {
 	if len(x) != idLength {
 		return "", false
 	}
-	if _, err := idEncoding().DecodeString(x); err != nil {
+	// The decoder passes over line breaks and takes a byte for padding: only
+	// what it would write itself is a name.
+	b, err := idEncoding().DecodeString(x)
+	if err != nil || idEncoding().EncodeToString(b) != x {
 		return "", false
 	}
 	return runPrefix + x, true

@@ -11,7 +11,7 @@ import (
 // FuzzRunID: an id of a path is the one spelling of one run, or nobody's.
 func FuzzRunID(f *testing.F) {
 	id := stromboli.NewRunID(time.UnixMilli(1_700_000_000_000))
-	for _, s := range []string{id, "job-" + id[4:], strings.ToUpper(id), "run-", "run-../../etc/passwd", "", "run-" + strings.Repeat("z", 26), id + "\x00"} {
+	for _, s := range []string{id, "job-" + id[4:], strings.ToUpper(id), "run-", "run-../../etc/passwd", "", "run-" + strings.Repeat("z", 26), id + "\x00", "run-00000000000000\r00000000000", "job-00000000000000000000000\xff00"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
