@@ -87,7 +87,7 @@ fmt: ## format the code
 	@"$(GOLANGCI)" fmt $(PKG)
 
 .PHONY: fuzz
-fuzz: build ## run each fuzz target for FUZZTIME (10s)
+fuzz: build ## run each fuzz target for FUZZTIME (10s), as many at a time as there are CPUs
 	@scripts/fuzz.sh $(FUZZTIME) $(PKG)
 
 .PHONY: bench

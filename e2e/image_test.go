@@ -20,7 +20,7 @@ import (
 
 // TestAgentImage: people find in the default image what they expect.
 func TestAgentImage(t *testing.T) {
-	s := start(t)
+	s := start(t, "STROMBOLI_AGENT_TIMEZONE=Asia/Tokyo")
 	_, out := s.probe(`
 for tool in bash git rg curl less jq python3 pip node npm npx ps; do
   printf '%s=%s\n' "$tool" "$($tool --version 2>&1 | head -n1)"
@@ -36,11 +36,19 @@ echo "home=$(cd && pwd) $(touch ~/x && echo writable)"
 mkdir -p /tmp/repo && cd /tmp/repo && git init -q && echo x > f && git add f && git commit -qm 'a commit' && echo "commit=$(git log --format='%an <%ae> %s on %D')"
 pip install -q --user --no-index /probe/`+networkWheelName+` && echo "pip user=$(python3 -c 'import stubpkg; print(stubpkg.WORKS)')"
 pip uninstall -qy stubpkg; pip install -q --no-index /probe/`+networkWheelName+` && echo "pip plain=$(python3 -c 'import stubpkg; print(stubpkg.WORKS)')"
+cp -r /probe/tool /tmp/tool; mkdir -p /tmp/app && cd /tmp/app && npm init -y > /dev/null && npm install --no-audit --no-fund --offline /tmp/tool > /dev/null && echo "npm local=$(npx --no-install stubtool)"
+npm install -g --no-audit --no-fund --offline /tmp/tool > /dev/null && echo "npm global=$(stubtool)"
+echo "zone=$(date -d @0 '+%H %Z') $(node -p 'new Date(0).getHours() + " " + Intl.DateTimeFormat().resolvedOptions().timeZone') $(python3 -c 'import time; print(time.localtime(0).tm_hour, time.tzname[0])')"
+echo "other zone=$(TZ=America/New_York date -d @0 '+%H %Z') $(TZ=UTC date -d @0 '+%H %Z')"
 python3 -c 'import ensurepip' && python3 -m venv --without-pip /tmp/venv && echo "venv=$(/tmp/venv/bin/python -c 'import sys; print(sys.prefix)')"
 echo "characters=$(printf 'é→😀' | wc -m) $(python3 -c 'import sys; print(sys.stdout.encoding, "é")') $LANG"
 touch /tmp/é && echo "file=$(ls /tmp | grep é)"
 dd if=/dev/zero of=/tmp/big bs=1M count=300 status=none && echo "big=$(stat -c %s /tmp/big)"
-`, map[string]string{networkWheelName: string(networkWheel(t))}, func(in *stromboli.RunSpec) { in.Podman.CPUs = "2" })
+`, map[string]string{
+		networkWheelName:    string(networkWheel(t)),
+		"tool/package.json": `{"name":"stubtool","version":"1.0.0","bin":{"stubtool":"main.js"}}`,
+		"tool/main.js":      "#!/usr/bin/env node\nconsole.log('npm works')\n",
+	}, func(in *stromboli.RunSpec) { in.Podman.CPUs, in.Podman.Memory = "2", "512m" })
 	got := probeLines(out)
 	for _, tool := range []string{"bash", "git", "rg", "curl", "less", "jq", "python3", "pip", "node", "npm", "npx", "ps", "ssh"} {
 		if v := got[tool]; v == "" || !strings.ContainsAny(v, "0123456789") || strings.Contains(v, "not found") {
@@ -51,6 +59,8 @@ dd if=/dev/zero of=/tmp/big bs=1M count=300 status=none && echo "big=$(stat -c %
 		"pip flag": "1", "id": "uid=1000(agent) gid=1000(agent) groups=1000(agent)", "whoami": "agent", "getpass": "agent",
 		"home": "/home/agent writable", "commit": "Stromboli Agent <agent@stromboli.invalid> a commit on HEAD -> main",
 		"pip user": "pip works", "pip plain": "pip works", "venv": "/tmp/venv",
+		"npm local": "npm works", "npm global": "npm works",
+		"zone": "09 JST 9 Asia/Tokyo 9 JST", "other zone": "19 EST 00 UTC",
 		"characters": "3 utf-8 é C.UTF-8", "file": "é", "big": "314572800",
 	}
 	for name, w := range want {
@@ -85,7 +95,7 @@ func TestForeignImage(t *testing.T) {
 	if _, err := setup.MuslLoader(ctx, cfg); err != nil {
 		t.Fatal(err)
 	}
-	s := start(t)
+	s := start(t, "STROMBOLI_AGENT_TIMEZONE=Asia/Tokyo")
 	image := imageLoad(t, imageRoot(bash, busybox))
 	job, out := s.probe(`
 echo "id=$(id -u) $(id -un) $HOME"
@@ -95,13 +105,14 @@ echo "loaders=$(ls /lib /lib64 2>/dev/null | tr '\n' ' ')"
 echo "env=$FROM_IMAGE $PATH"
 echo "dir=$(pwd)"
 echo x > /tmp/x && echo "tmp=$(cat /tmp/x)"
+echo "zone=$(printf '%(%H %Z)T' 0)"
 echo "setuid=$(/suid/bash -p -c 'echo $UID $EUID')"
 echo "init=$(tr '\0' ' ' < /proc/1/cmdline)"
 `, nil, func(in *stromboli.RunSpec) { in.Podman.Image = image })
 	got := probeLines(out)
 	want := map[string]string{
 		"id": "1000 agent /home/agent", "passwd": "agent:x:1000:1000:Stromboli agent:/home/agent:/bin/bash", "env": "yes /usr/bin:/bin",
-		"dir": "/workspace", "tmp": "x", "setuid": "1000 1000", "init": "/run/stromboli/shim ",
+		"dir": "/workspace", "tmp": "x", "zone": "09 JST", "setuid": "1000 1000", "init": "/run/stromboli/shim ",
 	}
 	for name, w := range want {
 		if got[name] != w {

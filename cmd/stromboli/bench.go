@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/tomblancdev/stromboli/internal/config"
@@ -22,6 +23,7 @@ import (
 type benchCommand struct {
 	Rounds int    `default:"25" help:"Interleaved rounds of each way to start an agent."`
 	Runs   int    `default:"20" help:"Runs at once when memory is measured."`
+	Bursts int    `default:"3" help:"Rounds of twenty runs at once against twenty of podman run."`
 	Out    string `default:"build/bench.json" help:"File for the figures."`
 }
 
@@ -94,6 +96,11 @@ func (c benchCommand) Run(ctx context.Context, p process) (err error) {
 	if err != nil {
 		return err
 	}
+	bursts, err := c.bursts(ctx, rig, engine, p)
+	if err != nil {
+		return err
+	}
+	figures = append(figures, bursts...)
 	printFigures(p.stdout, figures)
 	return writeFigures(c.Out, figures)
 }
@@ -123,7 +130,7 @@ func (r *benchRig) prepare(ctx context.Context, cfg *config.Config, p process) (
 // measure alternates the ways in one run, so that a busy moment of the machine
 // hits all of them.
 func (c benchCommand) measure(ctx context.Context, rig *benchRig, engine *podman.Client, p process) ([]figure, error) {
-	server, err := startBenchServer(ctx, rig, engine, p, c.Runs)
+	server, err := startBenchServer(ctx, rig, engine, p, "data", "STROMBOLI_RUNS_MAX="+strconv.Itoa(c.Runs))
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +156,7 @@ func (c benchCommand) measure(ctx context.Context, rig *benchRig, engine *podman
 				continue
 			}
 			for name, d := range took {
-				times[name] = append(times[name], float64(d.Microseconds())/1000)
+				times[name] = append(times[name], milliseconds(d))
 			}
 		}
 		_, _ = fmt.Fprintf(rig.show, "\rbench: round %d of %d", round, c.Rounds)

@@ -75,9 +75,8 @@ func (r *benchRig) podmanRun(ctx context.Context, round int) (map[string]time.Du
 
 // runCold is POST /run, and what its events tell of the time in between.
 func (r *benchRig) runCold(ctx context.Context, _ int) (map[string]time.Duration, error) {
-	spec := stromboli.RunSpec{Prompt: benchPrompt, Claude: stromboli.ClaudeOptions{OutputFormat: stromboli.OutputJSON}}
 	start := time.Now()
-	id, err := r.server.run(ctx, "/run", spec)
+	id, err := r.server.run(ctx, "/run", benchSpec())
 	took := time.Since(start)
 	if err != nil {
 		return nil, err
@@ -121,16 +120,18 @@ type benchServer struct {
 	data string
 }
 
-func startBenchServer(ctx context.Context, rig *benchRig, engine *podman.Client, p process, runs int) (*benchServer, error) {
+// startBenchServer runs a server with a data directory of that name.
+func startBenchServer(ctx context.Context, rig *benchRig, engine *podman.Client, p process, name string, environ ...string) (*benchServer, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	s := &benchServer{data: filepath.Join(rig.dir, "data")}
+	s := &benchServer{data: filepath.Join(rig.dir, name)}
 	s.cmd = exec.CommandContext(ctx, self, "serve")
 	s.cmd.Env = append(p.environ[:len(p.environ):len(p.environ)],
 		"STROMBOLI_DATA_DIR="+s.data, "STROMBOLI_SERVER_ADDRESS=127.0.0.1:0", "CONTAINER_HOST=unix://"+engine.Socket(),
-		"ANTHROPIC_API_KEY=bench", "ANTHROPIC_BASE_URL="+rig.model, "STROMBOLI_RUNS_MAX="+strconv.Itoa(runs), "STROMBOLI_LOG_LEVEL=warn")
+		"ANTHROPIC_API_KEY=bench", "ANTHROPIC_BASE_URL="+rig.model, "STROMBOLI_LOG_LEVEL=warn")
+	s.cmd.Env = append(s.cmd.Env, environ...)
 	s.cmd.Stderr = p.stderr
 	s.cmd.Cancel = func() error { return s.cmd.Process.Signal(syscall.SIGTERM) }
 	if err := s.cmd.Start(); err != nil {
@@ -188,7 +189,7 @@ func (s *benchServer) do(ctx context.Context, method, path string, body []byte) 
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	resp, err := (&http.Client{Timeout: time.Minute}).Do(req)
+	resp, err := (&http.Client{Timeout: 5 * time.Minute}).Do(req)
 	if err != nil {
 		return nil, err
 	}
@@ -289,10 +290,7 @@ func (s *benchServer) memoryPerRun(ctx context.Context, n int, idle float64) (fl
 	if err != nil {
 		return 0, err
 	}
-	return (busy - idle) / float64(n), poll(ctx, time.Minute, func() (bool, error) {
-		left, err := os.ReadDir(filepath.Join(s.data, "sb"))
-		return len(left) == 0, err
-	})
+	return (busy - idle) / float64(n), s.empty(ctx)
 }
 
 func pss(pid int) (float64, error) {

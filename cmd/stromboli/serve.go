@@ -245,11 +245,15 @@ func (s *server) open(ctx context.Context) error {
 	for _, note := range s.info.Notes {
 		s.log.Warn("engine", "note", note)
 	}
+	zone, zoneData, err := timezone(s.cfg.Agent.Timezone, s.environ)
+	if err != nil {
+		return err
+	}
 	log := eventlog.New(s.store)
 	cli := &agentCLI{cache: s.cfg.CacheDir, environ: s.environ, log: s.log}
 	s.boxes = sandbox.New(sandbox.Config{
 		Engine: s.engine, Info: s.info, DataDir: s.dir.path, Instance: instance(s.dir.path), Shim: shimPath, CLI: cli,
-		Egress: doors{s.egress}, Volumes: s.cfg.Agent.AllowedVolumes,
+		Egress: doors{s.egress}, Volumes: s.cfg.Agent.AllowedVolumes, Timezone: zone, Zoneinfo: zoneData,
 		OrphanTimeout: s.cfg.OrphanTimeout, AllowUnenforced: s.cfg.Resources.AllowUnenforced, Logger: s.log,
 	})
 	if err := cli.check(ctx); err != nil {
@@ -258,7 +262,7 @@ func (s *server) open(ctx context.Context) error {
 	s.runner = runner.New(runner.Config{
 		Store: s.store, Log: log, Sandboxes: s.boxes, Blobs: s.blobs, Model: s.model, Policy: limits,
 		Owner: owner(), MaxRunning: maxRunning(s.cfg, limits), MaxQueued: s.cfg.QueueMax,
-		BackgroundWait: s.cfg.Runs.BackgroundWait, Logger: s.log,
+		BackgroundWait: s.cfg.Runs.BackgroundWait, Timezone: zone, Logger: s.log,
 	})
 	s.api, err = api.New(api.Config{
 		Runs: s.runner, Events: log, System: &system{s}, Log: s.log, Render: claude.AssistantText, Visible: claude.Visible,

@@ -78,6 +78,10 @@ type Agent struct {
 	// AllowedVolumes are the host directories below which volumes may lie,
 	// comma-separated. Empty: every volume is refused.
 	AllowedVolumes []string `env:"ALLOWED_VOLUMES"`
+	// Timezone is the time zone of agents: a name such as Europe/Paris, or
+	// local for this host's. Default: the image's, which is UTC in the agent
+	// image, on every host alike.
+	Timezone string `env:"TIMEZONE"`
 	// SecretsFile is a file that holds a Claude token (an API key or an OAuth
 	// token), as `claude setup-token` prints it.
 	SecretsFile string `env:"SECRETS_FILE"`

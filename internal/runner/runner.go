@@ -95,6 +95,7 @@ type Config struct {
 	MaxRunning     int           // runs executed at once
 	MaxQueued      int           // runs that may wait
 	BackgroundWait time.Duration // how long an answered run waits for background tasks
+	Timezone       string        // of agents; empty: the image's
 	// Now is the clock on the wall, for what is recorded; nil: the machine's.
 	// It may be set at any time: no limit is measured by it.
 	Now    func() time.Time

@@ -114,6 +114,7 @@ func (e *execution) startAgent(ctx context.Context, kind string, session strombo
 		Argv: append([]string{e.box.CLI}, claude.Args(opts, e.conversation(session, e.home(session)))...),
 		Env: claude.Env(claude.EnvConfig{
 			Image: e.box.ImageEnv, Home: e.box.Home, Endpoint: e.box.ProxyURL, CredentialKind: kind, MaxRetries: -1,
+			Timezone: e.r.cfg.Timezone,
 		}),
 		Dir: e.box.Workdir, UID: e.box.UID, GID: e.box.GID, Deadline: max(e.timeLeft(), time.Millisecond),
 	}

@@ -177,16 +177,21 @@ func (m *Manager) directories(s Spec, rec record, checked Plan) error {
 	if err := m.writeRecord(rec); err != nil {
 		return err
 	}
-	for name, content := range map[string]struct {
+	type file struct {
 		data []byte
 		mode os.FileMode
-	}{
+	}
+	files := map[string]file{
 		"run/config.json": {config, 0o644},
 		"passwd":          {[]byte(passwdFor(checked.facts.Passwd, rec.UID, rec.GID, HomePath)), 0o644},
 		"group":           {[]byte(groupFor(checked.facts.Group, rec.GID)), 0o644},
 		"hosts":           {[]byte(hostsText), 0o644},
 		"resolv.conf":     {[]byte(resolvText), 0o644},
-	} {
+	}
+	if len(m.cfg.Zoneinfo) > 0 {
+		files["zoneinfo"] = file{m.cfg.Zoneinfo, 0o644}
+	}
+	for name, content := range files {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, content.data, content.mode); err != nil {
 			return fmt.Errorf("writing the sandbox's %s: %w", name, err)
@@ -245,6 +250,9 @@ func (m *Manager) containerSpec(s Spec, rec record, checked Plan, cli, loader st
 		{Source: filepath.Join(dir, "resolv.conf"), Target: "/etc/resolv.conf", ReadOnly: true},
 		{Source: filepath.Join(dir, "tmp"), Target: "/tmp"},
 		{Source: m.ownPath(rec, "home"), Target: HomePath},
+	}
+	if len(m.cfg.Zoneinfo) > 0 {
+		mounts = append(mounts, engine.Mount{Source: filepath.Join(dir, "zoneinfo"), Target: zoneinfoPath + "/" + m.cfg.Timezone, ReadOnly: true})
 	}
 	if loader != "" && checked.facts.MuslLoader == "" {
 		mounts = append(mounts, engine.Mount{Source: loader, Target: muslLoaderPath(), ReadOnly: true})

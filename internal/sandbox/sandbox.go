@@ -37,6 +37,8 @@ const (
 	shimPath = runPath + "/shim"
 	cliPath  = "/opt/stromboli/cli"
 
+	zoneinfoPath = "/usr/share/zoneinfo"
+
 	forwardAddr = "127.0.0.1:3128"
 
 	// agentUID is the agent's uid where no directory's owner decides it.
@@ -80,6 +82,10 @@ type Config struct {
 	Egress        Egress
 	Volumes       []string // allowed roots
 	OrphanTimeout time.Duration
+	// Timezone is the agents' time zone, empty for the image's, and Zoneinfo
+	// its file, for images that have none; empty where the host has none.
+	Timezone string
+	Zoneinfo []byte
 	// AllowUnenforced lets sandboxes start whose limits have no effect.
 	AllowUnenforced bool
 	Logger          *slog.Logger
