@@ -230,6 +230,10 @@ func (s *server) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	zone, zoneData, err := timezone(s.cfg.Agent.Timezone, s.environ)
+	if err != nil {
+		return err
+	}
 	if err := s.openEgress(); err != nil {
 		return err
 	}
@@ -244,10 +248,6 @@ func (s *server) open(ctx context.Context) error {
 	}
 	for _, note := range s.info.Notes {
 		s.log.Warn("engine", "note", note)
-	}
-	zone, zoneData, err := timezone(s.cfg.Agent.Timezone, s.environ)
-	if err != nil {
-		return err
 	}
 	log := eventlog.New(s.store)
 	cli := &agentCLI{cache: s.cfg.CacheDir, environ: s.environ, log: s.log}
