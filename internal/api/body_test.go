@@ -15,7 +15,7 @@ import (
 )
 
 func TestBadBodies(t *testing.T) {
-	s := start(t, func(c *api.Config) { c.MaxBody = 2 << 20; c.BodyTimeout = 100 * time.Millisecond })
+	s := start(t, func(c *api.Config) { c.MaxBody = 2 << 20; c.BodyTimeout = 3 * time.Second })
 	s.fake.OnSubmit = func(run stromboli.Run) { s.fake.Finish(run.ID, stromboli.Outcome{Status: "completed"}) }
 	for _, tt := range []struct {
 		body   string
@@ -105,6 +105,9 @@ func raw(t *testing.T, addr, request string) string {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { _, _ = io.WriteString(c, request) })

@@ -57,7 +57,7 @@ func startOn(t *testing.T, fake *apitest.Fake, addr string, change ...func(*api.
 	served := make(chan error, 1)
 	go func() { served <- a.Serve(ctx, ln) }()
 	tr := &http.Transport{DisableCompression: true}
-	s := &server{t: t, fake: fake, api: a, addr: ln.Addr().String(), hc: &http.Client{Transport: tr}}
+	s := &server{t: t, fake: fake, api: a, addr: ln.Addr().String(), hc: &http.Client{Transport: tr, Timeout: time.Minute}}
 	var stopped bool
 	s.stop = func() error {
 		if stopped {
