@@ -76,6 +76,7 @@ type server struct {
 	blobs  *blob.Dir
 	engine *podman.Client
 	info   engine.Info
+	image  string // of runs that name none
 	egress *egress.Supervisor
 	model  *model
 	boxes  *sandbox.Manager
@@ -220,13 +221,10 @@ func (s *server) open(ctx context.Context) error {
 	if s.blobs, err = blob.Open(filepath.Join(s.dir.path, "blobs")); err != nil {
 		return err
 	}
-	image := s.cfg.Agent.Image
-	if image == "" {
-		if image, err = setup.AgentImageName(setup.ImageConfig{Config: setup.Config{CacheDir: s.cfg.CacheDir, Env: s.environ}}); err != nil {
-			return err
-		}
+	if s.image, err = defaultImage(s.cfg, s.environ); err != nil {
+		return err
 	}
-	limits, err := policyConfig(s.cfg, image, s.dir.path)
+	limits, err := policyConfig(s.cfg, s.image, s.dir.path)
 	if err != nil {
 		return err
 	}
@@ -259,6 +257,9 @@ func (s *server) open(ctx context.Context) error {
 	if err := cli.check(ctx); err != nil {
 		return err
 	}
+	if err := s.fit(ctx); err != nil {
+		return err
+	}
 	s.runner = runner.New(runner.Config{
 		Store: s.store, Log: log, Sandboxes: s.boxes, Blobs: s.blobs, Model: s.model, Policy: limits,
 		Owner: owner(), MaxRunning: maxRunning(s.cfg, limits), MaxQueued: s.cfg.QueueMax,
@@ -269,6 +270,26 @@ func (s *server) open(ctx context.Context) error {
 		AllowedHosts: s.cfg.Server.AllowedHosts, MaxBody: s.cfg.Server.MaxBody,
 	})
 	return err
+}
+
+// fit refuses a host on which runs could only fail, and says what is missing
+// for now.
+func (s *server) fit(ctx context.Context) error {
+	up, err := checkup(s.cfg, s.environ, s.demo)
+	if err != nil {
+		return err
+	}
+	up.Engine, up.Socket = s.engine, s.engine.Socket()
+	found := setup.Examine(ctx, up)
+	if bad := setup.Refusals(found); len(bad) > 0 {
+		return errUnfit(bad)
+	}
+	for _, f := range found {
+		if f.Status == setup.Failed || f.Status == setup.Warning {
+			s.log.Warn("host", "check", f.Check, "found", f.Found, "fix", f.Fix)
+		}
+	}
+	return nil
 }
 
 func (s *server) openEgress() error {

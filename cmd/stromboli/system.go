@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"hash/fnv"
 	"log/slog"
 	"os"
@@ -46,8 +47,12 @@ func (y *system) Health(ctx context.Context) []api.Component {
 			_, err := y.s.egress.Status(ctx)
 			return err
 		}},
+		{"image", y.imageThere},
+		{"disk", func(context.Context) error {
+			return failure(setup.CheckDisk(setup.SpaceAt, y.s.dir.path, y.s.info.GraphRoot))
+		}},
 	}
-	out := make([]api.Component, 0, len(parts)+1)
+	out := make([]api.Component, 0, len(parts)+2)
 	for _, p := range parts {
 		c := api.Component{Name: p.name}
 		if err := p.check(ctx); err != nil {
@@ -56,10 +61,28 @@ func (y *system) Health(ctx context.Context) []api.Component {
 		out = append(out, c)
 	}
 	claude := api.Component{Name: "claude"}
-	if ok, message := y.s.model.status(); !ok {
-		claude.Error = message
+	if err := failure(setup.CheckCredential(describeCredential(y.s.cfg, y.s.environ, y.s.demo), time.Now())); err != nil {
+		claude.Error = err.Error()
 	}
 	return append(out, claude)
+}
+
+// failure is a failed check as an error.
+func failure(f setup.Finding) error {
+	if f.Status != setup.Failed {
+		return nil
+	}
+	return errors.New(f.Found + " (" + f.Fix + ")")
+}
+
+// imageThere looks for the image of runs that name none. An engine that is
+// down is told of once.
+func (y *system) imageThere(ctx context.Context) error {
+	there, err := y.s.engine.ImageExists(ctx, y.s.image)
+	if err != nil || there {
+		return nil //nolint:nilerr // the component engine has it
+	}
+	return errors.New(y.s.image + " is not in the engine's store (run `stromboli setup --image`, or set STROMBOLI_AGENT_IMAGE)")
 }
 
 func (y *system) storeAnswers(ctx context.Context) error {
