@@ -50,6 +50,34 @@ func openDataDir(path string) (*dataDir, error) {
 	return &dataDir{path: path, lock: lock}, nil
 }
 
+// places makes the directories that are mounted into sandboxes and resolves
+// what leads to them: the engine would see other paths than the server.
+func (s *server) places() error {
+	s.cfg.DataDir = s.dir.path
+	if s.cfg.Agent.SessionsDir != "" {
+		if err := os.MkdirAll(s.cfg.Agent.SessionsDir, 0o700); err != nil {
+			return fmt.Errorf("sessions directory (STROMBOLI_AGENT_SESSIONS_DIR): %w", err)
+		}
+		path, err := filepath.EvalSymlinks(s.cfg.Agent.SessionsDir)
+		if err != nil {
+			return fmt.Errorf("sessions directory (STROMBOLI_AGENT_SESSIONS_DIR): %w", err)
+		}
+		s.cfg.Agent.SessionsDir = path
+	}
+	shared := s.cfg.SharedDir()
+	if len(shared) > maxDataDir {
+		return fmt.Errorf("%s: its path is longer than %d bytes, too long for the sockets below it: choose a shorter STROMBOLI_AGENT_SESSIONS_DIR", shared, maxDataDir)
+	}
+	if err := os.MkdirAll(shared, 0o700); err != nil {
+		return fmt.Errorf("making the directory of what sandboxes mount: %w", err)
+	}
+	// A restart must find it closed, whoever made it.
+	if err := os.Chmod(shared, 0o700); err != nil { //nolint:gosec // a directory
+		return fmt.Errorf("making the directory of what sandboxes mount: %w", err)
+	}
+	return nil
+}
+
 // errInUse tells that another server holds the data directory.
 type errInUse struct{ path, address string }
 

@@ -13,8 +13,11 @@ import (
 )
 
 type egressCommand struct {
-	Dir string `required:"" help:"Directory of the control socket."`
+	Dir  string `required:"" help:"Directory of the control socket; made if missing."`
+	Stay bool   `help:"Don't end when nobody needs it: for a service that something else keeps running."`
 }
+
+const forever = 100 * 365 * 24 * time.Hour
 
 // Run serves sandboxes until nobody needs it any more.
 func (c egressCommand) Run(ctx context.Context, p process) error {
@@ -22,8 +25,15 @@ func (c egressCommand) Run(ctx context.Context, p process) error {
 	if err != nil {
 		return fmt.Errorf("finding this program: %w", err)
 	}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return fmt.Errorf("egress: %w", err)
+	}
+	var idle time.Duration // the default
+	if c.Stay {
+		idle = forever
+	}
 	return egress.Serve(ctx, egress.ServeConfig{
-		Dir: c.Dir, Build: build(self), Demo: modelstub.Demo(),
+		IdleTimeout: idle, AbandonAfter: idle, Dir: c.Dir, Build: build(self), Demo: modelstub.Demo(),
 		Log: slog.New(slog.NewTextHandler(p.stderr, nil)),
 	})
 }

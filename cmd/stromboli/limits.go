@@ -9,7 +9,7 @@ import (
 )
 
 // policyConfig reads the limits out of the configuration.
-func policyConfig(cfg *config.Config, image, dataDir string) (policy.Config, error) {
+func policyConfig(cfg *config.Config, image string) (policy.Config, error) {
 	memory, err := policy.ParseSize(cfg.Resources.Memory)
 	if err != nil {
 		return policy.Config{}, fmt.Errorf("STROMBOLI_RESOURCES_MEMORY: %w", err)
@@ -20,6 +20,6 @@ func policyConfig(cfg *config.Config, image, dataDir string) (policy.Config, err
 	}
 	return policy.Config{
 		Image: image, Memory: memory, NanoCPUs: cpus, Timeout: cfg.Resources.Timeout,
-		AllowedVolumes: cfg.Agent.AllowedVolumes, Protected: []string{dataDir}, Home: sandbox.HomePath,
+		AllowedVolumes: cfg.Agent.AllowedVolumes, Protected: []string{cfg.DataDir, cfg.SessionsDir(), cfg.SharedDir()}, Home: sandbox.HomePath,
 	}, nil
 }

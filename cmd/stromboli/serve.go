@@ -92,6 +92,9 @@ func (s *server) serve(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.dir.close()) }()
+	if err := s.places(); err != nil {
+		return err
+	}
 	if s.store, err = store.Open(ctx, store.Config{Path: filepath.Join(s.dir.path, "stromboli.db")}); err != nil {
 		return err
 	}
@@ -203,8 +206,10 @@ func (s *server) cleanUp(ctx context.Context) {
 	if err != nil || left > 0 {
 		return
 	}
-	if err := egress.NewClient(s.egressDir()).Shutdown(ctx); err != nil {
-		s.log.DebugContext(ctx, "ending egress", "error", err)
+	if !s.cfg.Egress.External {
+		if err := egress.NewClient(s.egressDir()).Shutdown(ctx); err != nil {
+			s.log.DebugContext(ctx, "ending egress", "error", err)
+		}
 	}
 	if err := s.engine.StopService(ctx); err != nil {
 		s.log.DebugContext(ctx, "ending the engine's service", "error", err)
@@ -214,7 +219,7 @@ func (s *server) cleanUp(ctx context.Context) {
 // open makes the parts; none of them runs yet. Settings are judged before the
 // engine's service is started.
 func (s *server) open(ctx context.Context) error {
-	shimPath, err := installShim(s.dir.path)
+	shimPath, err := installShim(s.cfg.SharedDir())
 	if err != nil {
 		return err
 	}
@@ -224,7 +229,7 @@ func (s *server) open(ctx context.Context) error {
 	if s.image, err = defaultImage(s.cfg, s.environ); err != nil {
 		return err
 	}
-	limits, err := policyConfig(s.cfg, s.image, s.dir.path)
+	limits, err := policyConfig(s.cfg, s.image)
 	if err != nil {
 		return err
 	}
@@ -250,7 +255,9 @@ func (s *server) open(ctx context.Context) error {
 	log := eventlog.New(s.store)
 	cli := &agentCLI{cache: s.cfg.CacheDir, environ: s.environ, log: s.log}
 	s.boxes = sandbox.New(sandbox.Config{
-		Engine: s.engine, Info: s.info, DataDir: s.dir.path, Instance: instance(s.dir.path), Shim: shimPath, CLI: cli,
+		Engine: s.engine, Info: s.info, DataDir: s.dir.path, Sessions: s.cfg.SessionsDir(), Shared: s.cfg.SharedDir(),
+		HostPath: s.cfg.HostPath, Container: setup.InContainer("/"),
+		Instance: instance(s.cfg.HostPath(s.cfg.SharedDir())), Shim: shimPath, CLI: cli,
 		Egress: doors{s.egress}, Volumes: s.cfg.Agent.AllowedVolumes, Timezone: zone, Zoneinfo: zoneData,
 		OrphanTimeout: s.cfg.OrphanTimeout, AllowUnenforced: s.cfg.Resources.AllowUnenforced, Logger: s.log,
 	})
@@ -298,15 +305,19 @@ func (s *server) openEgress() error {
 		return fmt.Errorf("finding this program: %w", err)
 	}
 	dir := s.egressDir()
+	command := []string{self, "egress", "--dir", dir}
+	if s.cfg.Egress.External {
+		command = nil
+	}
 	s.egress = egress.NewSupervisor(egress.SupervisorConfig{
-		Dir: dir, Command: []string{self, "egress", "--dir", dir}, Env: egressEnv(s.environ),
+		Dir: dir, Command: command, Env: egressEnv(s.environ),
 		Build: build(self), Log: s.log,
 	})
 	s.model, err = newModel(s.cfg, s.environ, s.demo, s.egress)
 	return err
 }
 
-func (s *server) egressDir() string { return filepath.Join(s.dir.path, "egress") }
+func (s *server) egressDir() string { return filepath.Join(s.cfg.SharedDir(), "egress") }
 
 // egressEnv is what the egress process gets of our environment: no secrets.
 func egressEnv(environ []string) []string {
@@ -321,10 +332,10 @@ func egressEnv(environ []string) []string {
 	return out
 }
 
-// instance names this server's containers: several servers, each with a data
-// directory of its own, may share one engine.
-func instance(dataDir string) string {
-	return strconv.FormatUint(fnv64(dataDir), 36)
+// instance names this server's containers: several servers, each with
+// directories of its own on the engine's host, may share one engine.
+func instance(hostDir string) string {
+	return strconv.FormatUint(fnv64(hostDir), 36)
 }
 
 func owner() string {

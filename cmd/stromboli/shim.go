@@ -15,9 +15,9 @@ import (
 //go:embed all:shim
 var shimFiles embed.FS
 
-// installShim writes the embedded shim below the data directory, by its hash:
+// installShim writes the embedded shim below a directory, by its hash:
 // sandboxes of the release before keep mounting theirs.
-func installShim(dataDir string) (string, error) {
+func installShim(shared string) (string, error) {
 	b, err := shimFiles.ReadFile("shim/stromboli-shim")
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", errors.New("this build has no shim for the sandboxes: build it with `make build`")
@@ -26,7 +26,7 @@ func installShim(dataDir string) (string, error) {
 		return "", err
 	}
 	sum := sha256.Sum256(b)
-	dir := filepath.Join(dataDir, "shim", hex.EncodeToString(sum[:6]))
+	dir := filepath.Join(shared, "shim", hex.EncodeToString(sum[:6]))
 	path := filepath.Join(dir, "stromboli-shim")
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, b) {
 		return path, nil

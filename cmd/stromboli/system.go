@@ -16,6 +16,7 @@ import (
 	"github.com/tomblancdev/stromboli/internal/api"
 	"github.com/tomblancdev/stromboli/internal/egress"
 	"github.com/tomblancdev/stromboli/internal/setup"
+	"github.com/tomblancdev/stromboli/internal/shim"
 )
 
 // checkTime bounds one look at a part for health.
@@ -116,8 +117,14 @@ func (y *system) ClaudeStatus(context.Context) (bool, string) { return y.s.model
 type doors struct{ supervisor *egress.Supervisor }
 
 // Add opens a sandbox's socket.
-func (d doors) Add(ctx context.Context, id, socket, token string, peerUID uint32) error {
-	return d.supervisor.Add(ctx, egress.Sandbox{ID: id, Socket: socket, Token: token, PeerUID: peerUID, HasPeerUID: true})
+func (d doors) Add(ctx context.Context, id, socket, token string, peer shim.PeerRule) error {
+	s := egress.Sandbox{ID: id, Socket: socket, Token: token}
+	if peer.Not {
+		s.NotUID, s.HasNotUID = peer.UID, true
+	} else {
+		s.PeerUID, s.HasPeerUID = peer.UID, true
+	}
+	return d.supervisor.Add(ctx, s)
 }
 
 // Remove closes it.

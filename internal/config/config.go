@@ -27,6 +27,9 @@ type Config struct {
 	// CacheDir holds what can be fetched again: agent CLI and images. Default:
 	// $XDG_CACHE_HOME/stromboli, else ~/.cache/stromboli.
 	CacheDir string `env:"STROMBOLI_CACHE_DIR"`
+	// DataHostDir is the data directory as the engine sees it, for a server in
+	// a container. Default: the same path.
+	DataHostDir string `env:"STROMBOLI_DATA_HOST_DIR"`
 	// ContainerHost is the engine's socket as Podman's own tools name it,
 	// such as unix:///run/podman/podman.sock. Default: the user's socket
 	// where one answers, else a service that the server starts itself.
@@ -82,6 +85,13 @@ type Agent struct {
 	// local for this host's. Default: the image's, which is UTC in the agent
 	// image, on every host alike.
 	Timezone string `env:"TIMEZONE"`
+	// SessionsDir holds the sessions' directories. Default: sessions in the
+	// data directory.
+	SessionsDir string `env:"SESSIONS_DIR"`
+	// SessionsHostDir is the same directory as the engine sees it, for a
+	// server in a container that shares only this one with the host: what is
+	// mounted into sandboxes then lies in its .stromboli.
+	SessionsHostDir string `env:"SESSIONS_HOST_DIR"`
 	// SecretsFile is a file that holds a Claude token (an API key or an OAuth
 	// token), as `claude setup-token` prints it.
 	SecretsFile string `env:"SECRETS_FILE"`
@@ -128,6 +138,9 @@ type Egress struct {
 	// Allow exempts host:port targets from the rule that only public
 	// addresses may be reached, comma-separated.
 	Allow []string `env:"ALLOW"`
+	// External: another service starts `stromboli egress`, such as a second
+	// container beside the server's. The server waits for it and never ends it.
+	External bool `env:"EXTERNAL"`
 }
 
 // Log is the server's own log, on standard error.
@@ -152,6 +165,13 @@ func Load(environ []string) (*Config, error) {
 	var err error
 	if c.DataDir, err = directory("STROMBOLI_DATA_DIR", c.DataDir, vars["XDG_DATA_HOME"], c.home, ".local/share"); err != nil {
 		return nil, err
+	}
+	if err := c.absolute(); err != nil {
+		return nil, err
+	}
+	if c.CacheDir == "" && (c.DataHostDir != "" || c.Agent.SessionsHostDir != "") {
+		// The CLI is mounted from there: the engine must see it.
+		c.CacheDir = filepath.Join(c.SharedDir(), "cache")
 	}
 	if c.CacheDir, err = directory("STROMBOLI_CACHE_DIR", c.CacheDir, vars["XDG_CACHE_HOME"], c.home, ".cache"); err != nil {
 		return nil, err

@@ -42,7 +42,8 @@ func TestDefaults(t *testing.T) {
 // default, and then no field has its default any more.
 func TestEveryVariable(t *testing.T) {
 	set := map[string]string{
-		"STROMBOLI_DATA_DIR": "/d", "STROMBOLI_CACHE_DIR": "/c", "CONTAINER_HOST": "unix:///s",
+		"STROMBOLI_DATA_DIR": "/d", "STROMBOLI_DATA_HOST_DIR": "/hd", "STROMBOLI_AGENT_SESSIONS_DIR": "/sd",
+		"STROMBOLI_AGENT_SESSIONS_HOST_DIR": "/hs", "STROMBOLI_EGRESS_EXTERNAL": "true", "STROMBOLI_CACHE_DIR": "/c", "CONTAINER_HOST": "unix:///s",
 		"STROMBOLI_SERVER_ADDRESS": "0.0.0.0:1", "STROMBOLI_SERVER_ALLOWED_HOSTS": "a,b", "STROMBOLI_SERVER_MAX_BODY": "2048",
 		"STROMBOLI_AUTH_ALLOW_PUBLIC": "true", "STROMBOLI_AGENT_IMAGE": "i", "STROMBOLI_AGENT_ALLOWED_VOLUMES": "/a,/b",
 		"STROMBOLI_AGENT_TIMEZONE": "local", "STROMBOLI_AGENT_SECRETS_FILE": "/s", "STROMBOLI_AGENT_CREDENTIALS_FILE": "/f", "STROMBOLI_RESOURCES_MEMORY": "1g",

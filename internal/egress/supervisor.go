@@ -25,11 +25,12 @@ const (
 	maxLog      = 8 << 20
 )
 
-// SupervisorConfig is what a Supervisor needs; Dir and Command are required.
+// SupervisorConfig is what a Supervisor needs; Dir is required.
 type SupervisorConfig struct {
 	// Dir is the egress process's directory; it is made, 0700, if missing.
 	Dir string
 	// Command starts a process that calls Serve on Dir; Env is its environment.
+	// Empty: somebody else keeps one running, and it is waited for.
 	Command []string
 	Env     []string
 	// Build is this program's version: a process of another one is replaced,
@@ -71,9 +72,6 @@ func NewSupervisor(cfg SupervisorConfig) *Supervisor {
 // Run keeps the process running until ctx ends, which it returns as nil. The
 // process itself goes on: the next server adopts it.
 func (s *Supervisor) Run(ctx context.Context) error {
-	if len(s.cfg.Command) == 0 {
-		return errors.New("egress: no command to start it with")
-	}
 	if err := os.MkdirAll(s.cfg.Dir, 0o700); err != nil {
 		return fmt.Errorf("egress: %w", err)
 	}
@@ -125,6 +123,9 @@ func (s *Supervisor) ensure(ctx context.Context) (Status, error) {
 	if st, err := s.client.Status(ctx); err == nil && !s.outdated(st) {
 		return st, nil
 	}
+	if len(s.cfg.Command) == 0 {
+		return Status{}, s.others(ctx)
+	}
 	lock, err := lockFile(ctx, filepath.Join(s.cfg.Dir, startLock), startLimit)
 	if err != nil {
 		return Status{}, fmt.Errorf("egress: somebody else is starting it: %w", err)
@@ -143,6 +144,17 @@ func (s *Supervisor) ensure(ctx context.Context) (Status, error) {
 		return Status{}, err
 	}
 	return s.waitStarted(ctx)
+}
+
+// others asks for a process that somebody else starts: one of another build
+// drains and is started anew by whoever keeps it.
+func (s *Supervisor) others(ctx context.Context) error {
+	st, err := s.client.Status(ctx)
+	if err != nil {
+		return fmt.Errorf("egress: no process serves %s, and another service should start it (`stromboli egress --stay --dir %s`): %w", s.cfg.Dir, s.cfg.Dir, err)
+	}
+	s.cfg.Log.Info("egress: asking a process of another build to end", "pid", st.PID, "build", st.Build)
+	return errors.Join(fmt.Errorf("egress: pid %d is of another build (%s): start that of this one", st.PID, st.Build), s.client.Shutdown(ctx))
 }
 
 func (s *Supervisor) outdated(st Status) bool {

@@ -46,7 +46,7 @@ func (m *Manager) copySession(ctx context.Context, s Spec) (unread int, err erro
 	}
 	place := filepath.Join(m.dir(s.ID), ephemeralName)
 	if !s.Ephemeral {
-		place = filepath.Join(m.cfg.DataDir, "sessions", s.SessionID)
+		place = filepath.Join(m.cfg.Sessions, s.SessionID)
 		if err := removeTree(place); err != nil { // of an attempt that was cut off
 			return 0, fmt.Errorf("removing an unfinished fork: %w", err)
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/tomblancdev/stromboli"
@@ -91,11 +92,11 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 	if err := m.startContainer(ctx, s, box, checked); err != nil {
 		return nil, err
 	}
-	uid, err := m.peerUID(ctx, s.ID)
+	peer, err := m.caller(ctx, rec)
 	if err != nil {
 		return nil, engineError(err)
 	}
-	if err := m.openEgress(ctx, rec, uid); err != nil {
+	if err := m.openEgress(ctx, rec, peer); err != nil {
 		return nil, fmt.Errorf("giving the sandbox its way out: %w", err)
 	}
 	ready, cancel := context.WithTimeout(ctx, 20*time.Second)
@@ -226,13 +227,13 @@ func (m *Manager) startContainer(ctx context.Context, s Spec, box *Sandbox, chec
 	// container, and its removal, coming too early, would find none.
 	created, err := m.cfg.Engine.Create(context.WithoutCancel(ctx), m.containerSpec(s, box.record, checked, cli, loader))
 	if err != nil {
-		return engineError(err)
+		return m.missingSource(checked, err)
 	}
 	for _, w := range created.Warnings {
 		m.log.WarnContext(ctx, "the engine warns", "sandbox", s.ID, "warning", w)
 	}
 	if err := m.cfg.Engine.Start(ctx, created.ID); err != nil {
-		return engineError(err)
+		return m.missingSource(checked, err)
 	}
 	box.started.Store(true)
 	return nil
@@ -262,6 +263,9 @@ func (m *Manager) containerSpec(s Spec, rec record, checked Plan, cli, loader st
 	}
 	for _, v := range checked.mounts {
 		mounts = append(mounts, engine.Mount{Source: v.source, Target: v.target, ReadOnly: v.readOnly})
+	}
+	for i := range mounts {
+		mounts[i].Source = m.cfg.HostPath(mounts[i].Source)
 	}
 	spec := engine.ContainerSpec{
 		Name: containerName(s.ID), Image: checked.Image,
@@ -298,10 +302,31 @@ func (m *Manager) verifyMounts(ctx context.Context, box *Sandbox, checked Plan) 
 	}
 	for i, v := range checked.mounts {
 		if i >= len(stats) || stats[i].Err != "" || stats[i].Dev != v.dev || stats[i].Ino != v.ino {
-			return stromboli.Errorf(stromboli.NotEnforced, "volume %s: what is mounted is not what was checked: the path was changed meanwhile", v.source)
+			return stromboli.Errorf(stromboli.NotEnforced, "volume %s: what is mounted is not what was checked: %s", v.source, m.swapped())
 		}
 	}
 	return nil
+}
+
+// samePath is what a server in a container asks of volumes.
+const samePath = "a server in a container needs each allowed directory mounted into it at the path that it has on the host"
+
+func (m *Manager) swapped() string {
+	if m.cfg.Container {
+		return samePath
+	}
+	return "the path was changed meanwhile"
+}
+
+// missingSource tells of a volume that is there for a server in a container,
+// but not on the host.
+func (m *Manager) missingSource(checked Plan, err error) error {
+	for _, v := range checked.mounts {
+		if m.cfg.Container && strings.Contains(err.Error(), v.source+": no such file or directory") {
+			return stromboli.Errorf(stromboli.NotEnforced, "volume %s does not exist on the engine's host: %s", v.source, samePath)
+		}
+	}
+	return engineError(err)
 }
 
 // engineError gives an engine's error the code that callers know.

@@ -112,7 +112,14 @@ func (m *Manager) resolve(v policy.Mount) (mount, error) {
 	// plants links must not learn by them what this host has.
 	source, err := filepath.EvalSymlinks(v.Source)
 	if err != nil || !m.allowed(source) {
-		return mount{}, stromboli.FieldError(field, "%s is not there, or leads outside the allowed directories (STROMBOLI_AGENT_ALLOWED_VOLUMES)", v.Source)
+		hint := ""
+		if m.cfg.Container {
+			hint = "; " + samePath
+		}
+		return mount{}, stromboli.FieldError(field, "%s is not there, or leads outside the allowed directories (STROMBOLI_AGENT_ALLOWED_VOLUMES)%s", v.Source, hint)
+	}
+	if m.cfg.Container && !m.fromHost(source) {
+		return mount{}, stromboli.FieldError(field, "%s is the server's container's own: %s", v.Source, samePath)
 	}
 	info, err := os.Lstat(source)
 	if err != nil {
@@ -134,8 +141,10 @@ func (m *Manager) resolve(v policy.Mount) (mount, error) {
 // allowed reports whether a resolved path lies below an allowed directory. The
 // data directory is never given to a sandbox, whatever is allowed.
 func (m *Manager) allowed(source string) bool {
-	if below(source, m.cfg.DataDir) || below(m.cfg.DataDir, source) {
-		return false
+	for _, own := range []string{m.cfg.DataDir, m.cfg.Sessions, m.cfg.Shared} {
+		if below(source, own) || below(own, source) {
+			return false
+		}
 	}
 	for _, root := range m.cfg.Volumes {
 		resolved, err := filepath.EvalSymlinks(root)

@@ -59,7 +59,7 @@ const (
 // Egress gives a sandbox its way out. Add returns when the socket exists or
 // will as soon as egress is back.
 type Egress interface {
-	Add(ctx context.Context, id, socket, token string, peerUID uint32) error
+	Add(ctx context.Context, id, socket, token string, peer shim.PeerRule) error
 	Remove(ctx context.Context, id string) error
 }
 
@@ -75,7 +75,9 @@ type CLI interface {
 type Config struct {
 	Engine        engine.Engine
 	Info          engine.Info
-	DataDir       string // sandboxes and sessions lie below it
+	DataDir       string // the server's own; no sandbox gets anything of it but what is made for it
+	Sessions      string // sessions' directories; default: sessions below DataDir
+	Shared        string // sandboxes' directories lie below it; default: DataDir
 	Instance      string // labels this server's containers
 	Shim          string // host path of the shim's binary
 	CLI           CLI
@@ -86,6 +88,11 @@ type Config struct {
 	// its file, for images that have none; empty where the host has none.
 	Timezone string
 	Zoneinfo []byte
+	// HostPath translates a path of this process's to the engine's host's. Nil:
+	// they are the same.
+	HostPath func(string) string
+	// Container: this process is in a container, and the engine outside.
+	Container bool
 	// AllowUnenforced lets sandboxes start whose limits have no effect.
 	AllowUnenforced bool
 	Logger          *slog.Logger
@@ -109,6 +116,15 @@ type Manager struct {
 
 // New returns a Manager.
 func New(cfg Config) *Manager {
+	if cfg.Sessions == "" {
+		cfg.Sessions = filepath.Join(cfg.DataDir, "sessions")
+	}
+	if cfg.Shared == "" {
+		cfg.Shared = cfg.DataDir
+	}
+	if cfg.HostPath == nil {
+		cfg.HostPath = func(path string) string { return path }
+	}
 	return &Manager{
 		cfg: cfg, log: cfg.Logger,
 		creating: make(chan struct{}, 2),
@@ -177,7 +193,7 @@ type record struct {
 // recordName is the record's file in the sandbox's directory.
 const recordName = "sandbox.json"
 
-func (m *Manager) dir(id string) string { return filepath.Join(m.cfg.DataDir, "sb", id) }
+func (m *Manager) dir(id string) string { return filepath.Join(m.cfg.Shared, "sb", id) }
 
 func containerName(id string) string { return "stromboli-" + id }
 
@@ -211,14 +227,14 @@ func (m *Manager) ownPath(rec record, name string) string {
 
 // RemoveSession removes a session's directories. Nobody may be running in it.
 func (m *Manager) RemoveSession(id string) error {
-	if err := removeTree(filepath.Join(m.cfg.DataDir, "sessions", id)); err != nil {
+	if err := removeTree(filepath.Join(m.cfg.Sessions, id)); err != nil {
 		return fmt.Errorf("removing the directories of session %s: %w", id, err)
 	}
 	return nil
 }
 
 func (m *Manager) sessionPath(sessionID, name string) string {
-	return filepath.Join(m.cfg.DataDir, "sessions", sessionID, name)
+	return filepath.Join(m.cfg.Sessions, sessionID, name)
 }
 
 // Adopt finds a sandbox of an earlier server again. The error is shim.ErrGone
@@ -244,11 +260,11 @@ func (m *Manager) Adopt(ctx context.Context, id string) (*Sandbox, error) {
 		return nil, err
 	}
 	box.started.Store(true)
-	uid, err := m.peerUID(ctx, id)
+	peer, err := m.caller(ctx, rec)
 	if err != nil {
 		return nil, errors.Join(err, m.Release(box))
 	}
-	if err := m.openEgress(ctx, rec, uid); err != nil {
+	if err := m.openEgress(ctx, rec, peer); err != nil {
 		if ctx.Err() != nil {
 			return nil, errors.Join(err, m.Release(box))
 		}
@@ -261,10 +277,10 @@ func (m *Manager) Adopt(ctx context.Context, id string) (*Sandbox, error) {
 // egressTime bounds the wait for an egress that is not there.
 const egressTime = 20 * time.Second
 
-func (m *Manager) openEgress(ctx context.Context, rec record, uid uint32) error {
+func (m *Manager) openEgress(ctx context.Context, rec record, peer shim.PeerRule) error {
 	ctx, cancel := context.WithTimeout(ctx, egressTime)
 	defer cancel()
-	return m.cfg.Egress.Add(ctx, rec.ID, m.socket(rec.ID, "egress.sock"), rec.Token, uid)
+	return m.cfg.Egress.Add(ctx, rec.ID, m.socket(rec.ID, "egress.sock"), rec.Token, peer)
 }
 
 func (m *Manager) socket(id, name string) string { return filepath.Join(m.dir(id), "run", name) }
@@ -276,7 +292,7 @@ func (m *Manager) listen(rec record) (*Sandbox, error) {
 	box := &Sandbox{record: rec, stop: stop, stopped: make(chan struct{}), made: time.Now().Add(-max(time.Since(rec.CreatedAt), 0))}
 	peer, err := shim.Listen(shim.PeerConfig{
 		Path: m.socket(rec.ID, "server.sock"), SandboxID: rec.ID, Token: rec.Token,
-		PeerUID: func(ctx context.Context) (uint32, error) { return m.peerUID(ctx, rec.ID) },
+		PeerUID: func(ctx context.Context) (shim.PeerRule, error) { return m.caller(ctx, rec) },
 		Alive: func(ctx context.Context) (bool, error) {
 			if !box.started.Load() {
 				return true, nil
@@ -332,22 +348,6 @@ func (m *Manager) alive(ctx context.Context, id string) (alive, oom bool, err er
 		return false, false, err
 	}
 	return c.State == engine.StateRunning || c.State == engine.StatePaused, c.OOMKilled && c.ExitCode == 128+int(syscall.SIGKILL), nil
-}
-
-// peerUID is the uid on the host of the container's root: whoever dials the
-// sandbox's sockets must have it.
-func (m *Manager) peerUID(ctx context.Context, id string) (uint32, error) {
-	if !m.cfg.Info.Rootless {
-		return 0, nil // no user namespace: root is root
-	}
-	c, err := m.cfg.Engine.Inspect(ctx, containerName(id))
-	if err != nil {
-		return 0, err
-	}
-	if c.PID == 0 {
-		return 0, fmt.Errorf("container %s doesn't run", c.Name)
-	}
-	return mappedRoot(c.PID)
 }
 
 // Discard removes a sandbox, its container and its directory. What is gone

@@ -33,7 +33,7 @@ func (m *Manager) Sweep(ctx context.Context, keep map[string]bool) (discard func
 	if err != nil {
 		return nil, err
 	}
-	entries, err := os.ReadDir(filepath.Join(m.cfg.DataDir, "sb"))
+	entries, err := os.ReadDir(filepath.Join(m.cfg.Shared, "sb"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}

@@ -200,7 +200,7 @@ func (b *box) serve(change func(*PeerConfig)) *server {
 	b.t.Helper()
 	cfg := PeerConfig{
 		Path: b.socket(), SandboxID: b.cfg.Sandbox, Token: b.cfg.Token,
-		PeerUID: func(context.Context) (uint32, error) { return 0, nil },
+		PeerUID: func(context.Context) (PeerRule, error) { return PeerRule{}, nil },
 		Alive: func(context.Context) (bool, error) {
 			select {
 			case <-b.ended:

@@ -18,9 +18,9 @@ type PeerConfig struct {
 	Path string
 	// SandboxID and Token must be in the hello.
 	SandboxID, Token string
-	// PeerUID returns the uid that the shim has on this side. It may block
+	// PeerUID returns what uid the shim must have on this side. It may block
 	// until that is known. Nil: any uid.
-	PeerUID func(context.Context) (uint32, error)
+	PeerUID func(context.Context) (PeerRule, error)
 	// Alive is asked, at growing intervals, while no shim is connected. It
 	// says true also for a sandbox that is still being made; false is final:
 	// everything then ends with ErrGone. An error is asked again. Nil: alive.
@@ -28,6 +28,17 @@ type PeerConfig struct {
 	// Log gets what is odd about callers. Nil: nobody does.
 	Log *slog.Logger
 }
+
+// PeerRule says which uid a caller must have on this side.
+type PeerRule struct {
+	UID uint32
+	// Not turns the rule round: any uid but that one. It is for a server that
+	// can't know the shim's uid, but knows the agent's.
+	Not bool
+}
+
+// Allows reports whether a caller of this uid is taken.
+func (r PeerRule) Allows(uid uint32) bool { return (uid == r.UID) != r.Not }
 
 // Peer is the server's end of the line to one shim. Its methods may be called
 // from any goroutine, before the shim is there too, and outlive reconnects.

@@ -97,9 +97,9 @@ func (p *Peer) check(ctx context.Context, conn *net.UnixConn, r io.Reader) (Hell
 		if err != nil {
 			return hello, 0, fmt.Errorf("finding out the shim's uid: %w", err)
 		}
-		if cred.UID != want {
+		if !want.Allows(cred.UID) {
 			// Not a word to it.
-			return hello, 0, fmt.Errorf("caller has uid %d, the shim has %d", cred.UID, want)
+			return hello, 0, fmt.Errorf("caller has uid %d, which is not the shim's (%+v)", cred.UID, want)
 		}
 	}
 	if err := conn.SetDeadline(time.Now().Add(helloTimeout)); err != nil {

@@ -84,11 +84,11 @@ func (c *caller) greet(h Hello) frameType {
 func TestRefusedCallers(t *testing.T) {
 	var uid atomic.Uint32
 	cfg := peerConfig(t)
-	cfg.PeerUID = func(context.Context) (uint32, error) {
+	cfg.PeerUID = func(context.Context) (PeerRule, error) {
 		if uid.Load() == 1<<31 {
-			return 0, errors.New("not known")
+			return PeerRule{}, errors.New("not known")
 		}
-		return uid.Load(), nil
+		return PeerRule{UID: uid.Load()}, nil
 	}
 	s := startPeer(t, cfg)
 	hello := func(change func(*Hello)) []byte {
