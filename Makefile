@@ -55,8 +55,12 @@ build: ## build bin/stromboli (GOARCH=arm64 for another CPU)
 .PHONY: build-agent-image
 build-agent-image: host build images ## build the image that agents work in
 
+.PHONY: build-server-image
+build-server-image: host build ## build the image of the server in a container
+	@scripts/server-image.sh
+
 .PHONY: build-images
-build-images: build-agent-image ## build all images
+build-images: build-agent-image build-server-image ## build all images
 
 .PHONY: clean
 clean: ## remove what was built (caches outside the clone stay)
@@ -66,6 +70,10 @@ clean: ## remove what was built (caches outside the clone stay)
 .PHONY: test
 test: host-test build images ## run all tests, end-to-end ones with real containers included
 	@$(TESTS) $(TEST_FLAGS) $(PKG)
+
+.PHONY: test-podman5
+test-podman5: host-test build images ## run engine and end-to-end tests against Debian trixie's Podman 5, in a root of its own
+	@scripts/podman5.sh
 
 .PHONY: test-short
 test-short: build ## run the tests that need no containers

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,6 +22,7 @@ import (
 type boxed struct {
 	*server
 	id       string
+	image    string // of the server
 	sessions string // on the host
 	port     string
 }
@@ -45,19 +47,45 @@ func (b *boxed) podman(args ...string) string {
 func (b *boxed) run(name string, flags []string, args ...string) {
 	b.t.Helper()
 	argv := append([]string{
-		"run", "-d", "--name", b.id + "-" + name, "--network", "host", "--user", "0:0", "--entrypoint", "/stromboli",
-		"-v", suite.bin + ":/stromboli:ro", "-v", b.sessions + ":" + boxedSessions,
+		"run", "-d", "--name", b.id + "-" + name, "--network", "host", "--read-only", "-v", b.sessions + ":" + boxedSessions,
 	}, flags...)
-	b.podman(append(append(argv, suite.image), args...)...)
+	if suite.rootless {
+		argv = append(argv, "--userns", "keep-id")
+	}
+	b.podman(append(append(argv, b.image), args...)...)
+}
+
+// build makes the server's image from its Containerfile.
+func (b *boxed) build() {
+	b.t.Helper()
+	dir := b.t.TempDir()
+	file, err := filepath.Abs("../images/server/Containerfile")
+	if suite.rootless { // the clone is another user's
+		file, err = filepath.Abs("testdata/Containerfile")
+	}
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(b.t.Context(), time.Minute)
+	defer cancel()
+	if out, err := exec.CommandContext(ctx, "cp", suite.bin, filepath.Join(dir, "stromboli")).CombinedOutput(); err != nil {
+		b.t.Fatalf("%s", out)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "ca-certificates.crt"), nil, 0o600); err != nil { // the model's is http here
+		b.t.Fatal(err)
+	}
+	b.image = "localhost/" + strings.ToLower(b.id) + ":1"
+	b.podman("build", "-q", "--layers=false", "-t", b.image, "-f", file, dir)
 }
 
 func (b *boxed) serve() {
 	b.t.Helper()
 	env := []string{
-		"HOME=/root", "STROMBOLI_DATA_DIR=/data", "STROMBOLI_SERVER_ADDRESS=127.0.0.1:" + b.port, "CONTAINER_HOST=unix://" + boxedSocket,
+		"STROMBOLI_DATA_DIR=/data", "STROMBOLI_SERVER_ADDRESS=127.0.0.1:" + b.port, "CONTAINER_HOST=unix://" + boxedSocket,
 		"STROMBOLI_AGENT_SESSIONS_DIR=" + boxedSessions, "STROMBOLI_AGENT_SESSIONS_HOST_DIR=" + b.sessions, "STROMBOLI_EGRESS_EXTERNAL=true",
 		"STROMBOLI_AGENT_ALLOWED_VOLUMES=/tmp,/srv/data", "STROMBOLI_AGENT_IMAGE=" + suite.image, "STROMBOLI_LOG_LEVEL=debug",
 		"ANTHROPIC_API_KEY=sk-ant-test-key", "ANTHROPIC_BASE_URL=" + b.model.URL, "STROMBOLI_RESOURCES_MEMORY=1g",
+		"STROMBOLI_RESOURCES_ALLOW_UNENFORCED=" + strconv.FormatBool(suite.rootless),
 	}
 	flags := []string{
 		"-v", suite.engine.Socket() + ":" + boxedSocket, "-v", b.data + ":/data",
@@ -78,9 +106,6 @@ func (b *boxed) serve() {
 // though server and engine know the directories by different paths, and the
 // server's container can die and come back under a run.
 func TestServerInContainer(t *testing.T) {
-	if suite.rootless {
-		t.Skip("once is enough")
-	}
 	b := &boxed{server: prepare(t), id: "stromboli-test-" + filepath.Base(suite.root)}
 	b.sessions = filepath.Join(b.dir, "shared")
 	for _, dir := range []string{b.data, b.sessions, filepath.Join(b.volumes, "other"), filepath.Join(b.volumes, "mine"), filepath.Join(b.sessions, ".stromboli", "cache")} {
@@ -88,8 +113,12 @@ func TestServerInContainer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Chown(filepath.Join(b.volumes, "mine"), 1234, 1234); err != nil {
-		t.Fatal(err)
+	owner := uint32(os.Getuid())
+	if !suite.rootless {
+		owner = 1234
+		if err := os.Chown(filepath.Join(b.volumes, "mine"), 1234, 1234); err != nil {
+			t.Fatal(err)
+		}
 	}
 	// The CLI by links: it is large.
 	if out, err := exec.CommandContext(b.ctx(), "cp", "-al", filepath.Join(suite.cache, "cli"), filepath.Join(b.sessions, ".stromboli", "cache", "cli")).CombinedOutput(); err != nil {
@@ -106,6 +135,7 @@ func TestServerInContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.removeContainers)
+	b.build()
 	b.run("egress", nil, "egress", "--stay", "--dir", boxedSessions+"/.stromboli/egress")
 	b.serve()
 
@@ -117,10 +147,10 @@ func TestServerInContainer(t *testing.T) {
 		t.Fatalf("%+v, %v", run, err)
 	}
 	info, err := os.Stat(filepath.Join(b.volumes, "mine", "note"))
-	if err != nil || containerOwner(info) != 1234 {
+	if err != nil || containerOwner(info) != owner {
 		t.Errorf("the agent's file on the host: %v, %v", info, err)
 	}
-	if got, err := os.Stat(filepath.Join(b.sessions, run.SessionID, "home", ".claude")); err != nil || containerOwner(got) != 1234 {
+	if got, err := os.Stat(filepath.Join(b.sessions, run.SessionID, "home", ".claude")); err != nil || containerOwner(got) != owner {
 		t.Errorf("the session's home on the host: %v, %v", got, err)
 	}
 	if got, err := os.Stat(filepath.Join(b.sessions, ".stromboli")); err != nil || got.Mode().Perm() != 0o700 {
@@ -181,6 +211,11 @@ func (b *boxed) removeContainers() {
 		}
 		if out, err := suite.engine.CLI(ctx, "rm", "-f", "-t", "0", full).CombinedOutput(); err != nil {
 			b.t.Errorf("removing %s: %v: %s", full, err, out)
+		}
+	}
+	if b.image != "" {
+		if err := suite.engine.ImageRemove(ctx, b.image); err != nil {
+			b.t.Errorf("removing the server's image: %v", err)
 		}
 	}
 	for _, dir := range b.left() {

@@ -65,11 +65,18 @@ func (s *shared) open(ctx context.Context) error {
 	if s.cache, err = setup.DefaultCacheDir(os.Environ()); err != nil {
 		return err
 	}
-	if s.root, err = os.MkdirTemp("/tmp", "se2e"); err != nil {
+	// Another Podman than the host's own (`make test-podman5`) sees one directory
+	// of the host's, at the same path.
+	place := os.Getenv("STROMBOLI_TEST_ROOT")
+	if place == "" {
+		place = "/tmp"
+	}
+	if s.root, err = os.MkdirTemp(place, "se2e"); err != nil {
 		return err
 	}
 	if s.engine, err = podman.Open(ctx, podman.OpenConfig{
-		Dir: filepath.Join(s.root, "engine"), AllowOwnService: true, Environ: os.Environ(), Log: slog.New(slog.DiscardHandler),
+		Host: os.Getenv("STROMBOLI_TEST_HOST"),
+		Dir:  filepath.Join(s.root, "engine"), AllowOwnService: true, Environ: os.Environ(), Log: slog.New(slog.DiscardHandler),
 	}); err != nil {
 		return err
 	}

@@ -21,7 +21,7 @@ import (
 
 // rootlessTests are run again as an ordinary user.
 func rootlessTests() []string {
-	return []string{"TestRunWritesIntoVolume", "TestIsolation", "TestUnenforced", "TestOwnStore", "TestRootlessSurvival"}
+	return []string{"TestRunWritesIntoVolume", "TestIsolation", "TestUnenforced", "TestOwnStore", "TestRootlessSurvival", "TestServerInContainer"}
 }
 
 // TestRootless is the rootless half of the end-to-end tests: this program
@@ -53,6 +53,7 @@ func TestRootless(t *testing.T) {
 	rootlessCopy(t, suite.bin, bin, u)
 	rootlessCopy(t, self, program, u)
 	rootlessCopy(t, "testdata", filepath.Join(u.Dir, "testdata"), u)
+	rootlessCopy(t, "../images/server/Containerfile", filepath.Join(u.Dir, "testdata", "Containerfile"), u)
 	for _, part := range []string{"images", "cli"} {
 		rootlessCopy(t, filepath.Join(suite.cache, part), filepath.Join(cache, part), u)
 	}

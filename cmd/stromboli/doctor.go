@@ -52,7 +52,7 @@ func (c doctorCommand) Run(ctx context.Context, p process) error {
 		up.EngineErr = err
 		return c.print(p.stdout, setup.Examine(ctx, up))
 	}
-	up.Engine, up.Socket = engine, engine.Socket()
+	up.Engine, up.Socket, up.Outside = engine, engine.Socket(), outside(cfg, engine)
 	found := setup.Examine(ctx, up)
 	return errors.Join(c.print(p.stdout, found), release(ctx, cfg.DataDir, engine))
 }
@@ -92,7 +92,7 @@ func checkup(cfg *config.Config, environ []string, demo bool) (setup.Checkup, er
 		return setup.Checkup{}, err
 	}
 	up := setup.Checkup{
-		Root: "/", Host: setup.ReadHost("/", environ), DataDir: cfg.DataDir, CacheDir: cfg.CacheDir, Env: environ,
+		Root: "/", Host: setup.ReadHost("/", environ), DataDir: cfg.DataDir, SharedDir: cfg.SharedDir(), CacheDir: cfg.CacheDir, Env: environ,
 		Address: cfg.ContainerHost, Image: image, AllowUnenforced: cfg.Resources.AllowUnenforced,
 		Credential: describeCredential(cfg, environ, demo),
 	}
@@ -102,6 +102,11 @@ func checkup(cfg *config.Config, environ []string, demo bool) (setup.Checkup, er
 		}
 	}
 	return up, nil
+}
+
+// outside reports whether this process is in a container and the engine is not.
+func outside(cfg *config.Config, engine *podman.Client) bool {
+	return engine.Outside() || cfg.DataHostDir != "" || cfg.Agent.SessionsHostDir != ""
 }
 
 // defaultImage is the image of runs that name none.

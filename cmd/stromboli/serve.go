@@ -256,7 +256,7 @@ func (s *server) open(ctx context.Context) error {
 	cli := &agentCLI{cache: s.cfg.CacheDir, environ: s.environ, log: s.log}
 	s.boxes = sandbox.New(sandbox.Config{
 		Engine: s.engine, Info: s.info, DataDir: s.dir.path, Sessions: s.cfg.SessionsDir(), Shared: s.cfg.SharedDir(),
-		HostPath: s.cfg.HostPath, Container: setup.InContainer("/"),
+		HostPath: s.cfg.HostPath, Container: outside(s.cfg, s.engine),
 		Instance: instance(s.cfg.HostPath(s.cfg.SharedDir())), Shim: shimPath, CLI: cli,
 		Egress: doors{s.egress}, Volumes: s.cfg.Agent.AllowedVolumes, Timezone: zone, Zoneinfo: zoneData,
 		OrphanTimeout: s.cfg.OrphanTimeout, AllowUnenforced: s.cfg.Resources.AllowUnenforced, Logger: s.log,
@@ -286,7 +286,7 @@ func (s *server) fit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	up.Engine, up.Socket = s.engine, s.engine.Socket()
+	up.Engine, up.Socket, up.Outside = s.engine, s.engine.Socket(), outside(s.cfg, s.engine)
 	found := setup.Examine(ctx, up)
 	if bad := setup.Refusals(found); len(bad) > 0 {
 		return errUnfit(bad)

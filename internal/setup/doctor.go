@@ -40,15 +40,18 @@ type Checkup struct {
 	Root string
 	// Host is what ReadHost found there.
 	Host Host
-	// DataDir and CacheDir are the server's.
-	DataDir, CacheDir string
-	Env               []string
+	// DataDir and CacheDir are the server's, SharedDir what sandboxes mount of
+	// it (default: DataDir).
+	DataDir, CacheDir, SharedDir string
+	Env                          []string
 	// Address is the engine's address where configuration names it, Socket the
 	// one in use.
 	Address, Socket string
 	// Engine answers, or EngineErr says why none does.
 	Engine    Engine
 	EngineErr error
+	// Outside: this process is in a container, and the engine is not.
+	Outside bool
 	// Image is the image of runs that name none.
 	Image string
 	// AllowUnenforced permits limits without effect.
@@ -88,6 +91,9 @@ func Examine(ctx context.Context, c Checkup) []Finding {
 	if c.Root == "" {
 		c.Root = "/"
 	}
+	if c.SharedDir == "" {
+		c.SharedDir = c.DataDir
+	}
 	var info engine.Info
 	err := c.EngineErr
 	if err == nil {
@@ -103,7 +109,7 @@ func Examine(ctx context.Context, c Checkup) []Finding {
 			found = append(found, skipped(name))
 		}
 	}
-	found = append(found, checkSubIDs(c.Host, err == nil && !info.Rootless), c.checkDataDir(), c.checkPlaces())
+	found = append(found, c.checkSubIDs(err == nil && !info.Rootless), c.checkDataDir(), c.checkShared(), c.checkPlaces())
 	found = append(found, c.checkDisk(info.GraphRoot))
 	if err == nil {
 		found = append(found, c.checkImage(ctx))

@@ -144,14 +144,15 @@ func checkSELinux(info engine.Info, h Host) Finding {
 }
 
 // checkSubIDs is about rootless engines: a sandbox has more users than one.
-func checkSubIDs(h Host, rootful bool) Finding {
+func (c Checkup) checkSubIDs(rootful bool) Finding {
+	h := c.Host
 	const name = "subordinate ids"
 	add := fmt.Sprintf("`sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 %s`, then `podman system migrate`", h.User)
 	least := min(h.SubUIDs, h.SubGIDs)
 	switch {
 	case h.UID == 0 || rootful:
 		return ok(name, "not needed: the engine is root's")
-	case h.Container:
+	case c.Outside:
 		return ok(name, "the engine's own matter, outside this container")
 	case h.NoUserNamespaces != "":
 		return failed(name, "user namespaces are switched off ("+h.NoUserNamespaces+" is 0)", "switch them on: sysctl, and a file in /etc/sysctl.d")
@@ -167,11 +168,38 @@ func checkSubIDs(h Host, rootful bool) Finding {
 	return ok(name, fmt.Sprintf("%d uids, %d gids", h.SubUIDs, h.SubGIDs))
 }
 
+// checkShared is about a server in a container: what sandboxes mount must be on
+// something that the host mounted into it.
+func (c Checkup) checkShared() Finding {
+	const name = "shared with host"
+	if !c.Outside {
+		return ok(name, "the engine is on this side")
+	}
+	for _, dir := range []string{c.SharedDir, c.CacheDir} {
+		if !mounted(c.Host.Mounts, dir) {
+			return failed(name, dir+" is this container's own, and the engine is outside",
+				"mount the host's directory there at the same path, or tell its path on the host by STROMBOLI_DATA_HOST_DIR or STROMBOLI_AGENT_SESSIONS_HOST_DIR")
+		}
+	}
+	return ok(name, c.SharedDir+" and "+c.CacheDir)
+}
+
+// mounted reports whether a path lies below a mount other than the root's.
+func mounted(mountinfo, path string) bool {
+	for line := range strings.Lines(mountinfo) {
+		f := strings.Fields(line)
+		if len(f) > 4 && f[4] != "/" && (path == f[4] || strings.HasPrefix(path, f[4]+"/")) {
+			return true
+		}
+	}
+	return false
+}
+
 // checkPlaces makes sure that what is mounted from these directories can be
 // executed in a sandbox.
 func (c Checkup) checkPlaces() Finding {
 	const name = "mount options"
-	for _, dir := range []string{c.DataDir, c.CacheDir} {
+	for _, dir := range []string{c.SharedDir, c.CacheDir} {
 		s, err := c.Space(dir)
 		if err == nil && s.NoExec {
 			return failed(name, dir+" lies on a file system that is mounted noexec", "shim and agent CLI are executed from there: remount it with exec, or set STROMBOLI_DATA_DIR and STROMBOLI_CACHE_DIR to another")
@@ -181,7 +209,7 @@ func (c Checkup) checkPlaces() Finding {
 }
 
 func (c Checkup) checkDisk(graphRoot string) Finding {
-	return CheckDisk(c.Space, c.DataDir, c.CacheDir, graphRoot)
+	return CheckDisk(c.Space, c.DataDir, c.SharedDir, c.CacheDir, graphRoot)
 }
 
 // CheckDisk looks for room in each place; empty ones are left out.

@@ -16,11 +16,10 @@ import (
 
 // Host is what this machine is like, as far as sandboxes depend on it.
 type Host struct {
-	Kernel    string // release, such as 6.1.0-13-amd64
-	Container bool   // this process is in a container
-	CgroupV2  bool   // the unified hierarchy alone
-	Hybrid    bool   // v1 controllers with an empty v2 hierarchy beside them
-	SELinux   string // "", "permissive" or "enforcing"
+	Kernel   string // release, such as 6.1.0-13-amd64
+	CgroupV2 bool   // the unified hierarchy alone
+	Hybrid   bool   // v1 controllers with an empty v2 hierarchy beside them
+	SELinux  string // "", "permissive" or "enforcing"
 
 	UID  int
 	User string
@@ -30,6 +29,8 @@ type Host struct {
 	SubIDsElsewhere  bool
 	IDMapTools       bool   // newuidmap and newgidmap are installed
 	NoUserNamespaces string // the file that switches them off, if one does
+
+	Mounts string // /proc/self/mountinfo
 
 	Files      uint64 // open files that this process may have, hard limit
 	Now        time.Time
@@ -58,9 +59,8 @@ func ReadHost(root string, env []string) Host {
 	}
 	h := Host{
 		Kernel: read("proc/sys/kernel/osrelease"), UID: os.Getuid(), Now: time.Now(),
-		Container: InContainer(root),
-		CgroupV2:  exists(root, "sys/fs/cgroup/cgroup.controllers"),
-		Hybrid:    exists(root, "sys/fs/cgroup/unified/cgroup.controllers"),
+		CgroupV2: exists(root, "sys/fs/cgroup/cgroup.controllers"),
+		Hybrid:   exists(root, "sys/fs/cgroup/unified/cgroup.controllers"),
 	}
 	if v := read("sys/fs/selinux/enforce"); v != "" {
 		h.SELinux = map[bool]string{true: "enforcing", false: "permissive"}[v == "1"]
@@ -81,15 +81,10 @@ func ReadHost(root string, env []string) Host {
 			h.NoUserNamespaces = "/" + name
 		}
 	}
+	h.Mounts = read("proc/self/mountinfo")
 	h.Files = openFiles(read("proc/self/limits"))
 	h.ClockState = clockState()
 	return h
-}
-
-// InContainer reports whether the files below root are those of a container
-// made by Podman, Docker or another that leaves their mark.
-func InContainer(root string) bool {
-	return exists(root, "run/.containerenv") || exists(root, ".dockerenv")
 }
 
 func exists(root, name string) bool {

@@ -55,12 +55,12 @@ func TestReadHost(t *testing.T) {
 			Kernel: "6.1.0-13-amd64", CgroupV2: true, SELinux: "enforcing", User: "me", SubUIDs: 65537, SubGIDs: 65536,
 			IDMapTools: true, Files: 20000,
 		}},
-		{"container on hybrid cgroups", map[string]string{
-			"run/.containerenv": "", "sys/fs/cgroup/unified/cgroup.controllers": "", "sys/fs/selinux/enforce": "0",
+		{"hybrid cgroups", map[string]string{
+			"proc/self/mountinfo": "1 0 0:1 / / rw\n", "sys/fs/cgroup/unified/cgroup.controllers": "", "sys/fs/selinux/enforce": "0",
 			"etc/nsswitch.conf": "passwd: files\nsubid: sss\n", "proc/sys/user/max_user_namespaces": "0\n",
 			"proc/self/limits": strings.ReplaceAll(limits, "20000", "unlimited"),
 		}, "", Host{
-			Container: true, Hybrid: true, SELinux: "permissive", User: itoa(uid), SubIDsElsewhere: true,
+			Mounts: "1 0 0:1 / / rw", Hybrid: true, SELinux: "permissive", User: itoa(uid), SubIDsElsewhere: true,
 			NoUserNamespaces: "/proc/sys/user/max_user_namespaces", Files: 1 << 30,
 		}},
 	} {
@@ -169,6 +169,10 @@ func TestFaults(t *testing.T) {
 		{"no user namespaces", func(s *sick) { user(s); s.Host.NoUserNamespaces = "/proc/x" }, "subordinate ids", Failed, "/proc/x", "sysctl", true},
 		{"a file as data directory", func(s *sick) { s.DataDir = "/dev/null" }, "data directory", Failed, "not a directory", "STROMBOLI_DATA_DIR", true},
 		{"another's data directory", func(s *sick) { s.Host.UID = 4711 }, "data directory", Failed, "another user", "owner", true},
+		{"server in a container, nothing shared", func(s *sick) { s.Outside, s.Host.Mounts = true, "1 0 0:1 / / rw" }, "shared with host", Failed, "this container's own", "STROMBOLI_DATA_HOST_DIR", true},
+		{"server in a container, all shared", func(s *sick) {
+			s.Outside, s.Host.Mounts = true, "1 0 0:1 / / rw\n2 1 8:1 /a "+s.DataDir+" rw\n3 1 8:1 /b "+s.CacheDir+" rw"
+		}, "shared with host", OK, "", "", false},
 		{"noexec", func(s *sick) {
 			s.Space = func(string) (Space, error) { return Space{Free: 50 << 30, NoExec: true}, nil }
 		}, "mount options", Failed, "noexec", "remount", true},

@@ -56,6 +56,7 @@ type Client struct {
 	host    hostFacts
 	podman  string   // the command's path, "" when there is none
 	notes   []string // set by Open
+	outside bool     // set by Open
 
 	infoMu sync.Mutex // guards the rest
 	info   engine.Info
@@ -74,6 +75,7 @@ func Open(ctx context.Context, cfg OpenConfig) (*Client, error) {
 	}
 	if pid, err := listenerOf(ctx, c.socket); err == nil {
 		c.host.limitsOf(pid)
+		c.outside = pid == 0
 	}
 	return c, nil
 }
@@ -132,6 +134,10 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // Own reports whether the service is one of our own.
 func (c *Client) Own() bool { return c.service != nil }
+
+// Outside reports whether the engine is outside the container that this
+// process is in: the kernel has no name for its service's process here.
+func (c *Client) Outside() bool { return c.outside }
 
 // Socket is the path of the service's socket.
 func (c *Client) Socket() string { return c.socket }
