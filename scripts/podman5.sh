@@ -17,9 +17,10 @@ recipe="2 $suite $packages"
 say() { printf 'podman5: %s\n' "$*" >&2; }
 
 # service: in a mount namespace of its own, becomes the root's Podman.
-#   $1 root, $2 its store, $3 directory of the socket and of the tests' files, $4 the cache with the agent CLI, $5 runtime
+#   $1 root, $2 its store, $3 directory of the socket and of the tests' files, $4 the cache with the agent CLI, $5 runtime,
+#   $6 the user, if not root
 service() {
-  root=$1 store=$2 shared=$3 cache=$4 runtime=$5
+  root=$1 store=$2 shared=$3 cache=$4 runtime=$5 user=${6:-}
   mount --make-rprivate /
   mount --bind "$root" "$root"
   cd "$root"
@@ -54,7 +55,19 @@ events_logger = "file"
 exit_command_delay = 10
 CONF
   export CONTAINERS_CONF=/run/containers.conf PODMAN_IGNORE_CGROUPSV1_WARNING=1 PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
-  exec podman system service -t 0 "unix://$shared/podman.sock"
+  if [ -z "$user" ]; then
+    exec podman system service -t 0 "unix://$shared/podman.sock"
+  fi
+  # An ordinary user with ranges of subordinate ids, and with a store that is lost with the root's /tmp.
+  mount -t tmpfs tmpfs /home
+  grep -q "^$user:" /etc/passwd || useradd --no-create-home --home-dir "/home/$user" --uid 4711 "$user"
+  mkdir -p "/home/$user" "/run/user/4711" "$shared/user"
+  printf '%s:100000:65536\n' "$user" | tee /etc/subuid > /etc/subgid
+  chown "$user:" "/home/$user" "/run/user/4711" "$shared/user"
+  chmod 644 /run/containers.conf
+  cd /
+  HOME=/home/$user XDG_RUNTIME_DIR=/run/user/4711 exec setpriv --reuid "$user" --regid "$user" --clear-groups \
+    podman system service -t 0 "unix://$shared/user/podman.sock"
 }
 
 if [ "${1:-}" = service ]; then
@@ -115,14 +128,15 @@ finish() {
 trap 'finish; rm -rf "$shared"' EXIT
 trap 'exit 130' INT TERM
 
-# start: runs the service with the given OCI runtime.
+# start: runs the service with the given OCI runtime, as root or as the user named second.
 start() {
   finish
-  rm -f "$shared/podman.sock"
-  unshare -m sh "$0" service "$dir/root" "$dir/store" "$shared" "$cache" "$1" > "$shared/log" 2>&1 9>&- &
+  socket=$shared${2:+/user}/podman.sock
+  rm -f "$socket"
+  unshare -m sh "$0" service "$dir/root" "$dir/store" "$shared" "$cache" "$1" "${2:-}" > "$shared/log" 2>&1 9>&- &
   pid=$!
   tries=0
-  until CONTAINER_HOST=unix://$shared/podman.sock podman --remote version > /dev/null 2>&1; do
+  until CONTAINER_HOST=unix://$socket podman --remote version > /dev/null 2>&1; do
     tries=$((tries + 1))
     if [ "$tries" -gt 100 ] || ! kill -0 "$pid" 2> /dev/null; then
       say "the service doesn't answer:"
@@ -134,7 +148,7 @@ start() {
 }
 
 start runc
-version=$(CONTAINER_HOST=unix://$shared/podman.sock podman --remote version --format '{{.Server.Version}}')
+version=$(CONTAINER_HOST=unix://$socket podman --remote version --format '{{.Server.Version}}')
 case $version in
   5.*) ;;
   *)
@@ -143,11 +157,15 @@ case $version in
     ;;
 esac
 say "podman $version, runc"
-export STROMBOLI_TEST_HOST="unix://$shared/podman.sock" STROMBOLI_TEST_HOST_VERSION="$version"
+export STROMBOLI_TEST_HOST="unix://$socket" STROMBOLI_TEST_HOST_VERSION="$version"
 export TMPDIR="$shared/t" STROMBOLI_TEST_ROOT="$shared"
 mkdir -m 1777 "$TMPDIR"
 go test -count=1 ./internal/engine/podman -run '^TestHosted$'
 go test -count=1 ./e2e -timeout 5m -run "^(${E2E:-TestRunWritesIntoVolume|TestIsolation|TestOwnership|TestNetwork|TestForeignImage|TestCancelSurvivesKill})\$"
+
+say "podman $version, runc, rootless"
+start runc tester
+STROMBOLI_TEST_HOST=unix://$socket go test -count=1 ./internal/engine/podman -run '^TestHosted$'
 
 if [ -f /sys/fs/cgroup/cgroup.controllers ]; then
   say "podman $version, crun"
