@@ -118,6 +118,9 @@ func TestDiskFull(t *testing.T) {
 		t.Errorf("the run is %s %s, %v", j.Status, j.Reason, err)
 	}
 	s.send(t, "GET", "/livez", "").want(t, 200)
+	if o := s.send(t, "GET", "/health", "").object(t); o["status"] != "degraded" || !strings.Contains(fmt.Sprint(o["components"]), "free at") {
+		t.Errorf("health: %v", o)
+	}
 
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)

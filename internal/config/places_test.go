@@ -13,16 +13,22 @@ func TestPlaces(t *testing.T) {
 		{"on the host", []string{data}, "/d/sessions", "/d", "/home/u/.cache/stromboli", map[string]string{"/d/sb/x": "/d/sb/x", "/else": "/else"}},
 		{"sessions elsewhere", []string{data, sessions}, "/s", "/d", "/home/u/.cache/stromboli", map[string]string{"/s/x": "/s/x"}},
 		{
-			"everything shared", []string{data, "STROMBOLI_DATA_HOST_DIR=/host/d/"}, "/d/sessions", "/d", "/d/cache",
+			"everything shared",
+			[]string{data, "STROMBOLI_DATA_HOST_DIR=/host/d/"},
+			"/d/sessions", "/d", "/d/cache",
 			map[string]string{"/d": "/host/d", "/d/sb/x/run": "/host/d/sb/x/run", "/data": "/data", "/d/sessions/1/home": "/host/d/sessions/1/home"},
 		},
 		{
-			"only sessions shared", []string{data, sessions, "STROMBOLI_AGENT_SESSIONS_HOST_DIR=/host/s"}, "/s", "/s/.stromboli", "/s/.stromboli/cache",
+			"only sessions shared",
+			[]string{data, sessions, "STROMBOLI_AGENT_SESSIONS_HOST_DIR=/host/s"},
+			"/s", "/s/.stromboli", "/s/.stromboli/cache",
 			map[string]string{"/s/1/home": "/host/s/1/home", "/s/.stromboli/sb/x": "/host/s/.stromboli/sb/x", "/vol": "/vol", "/d/x": "/d/x"},
 		},
 		{
-			"both shared", []string{data, sessions, "STROMBOLI_DATA_HOST_DIR=/hd", "STROMBOLI_AGENT_SESSIONS_HOST_DIR=/hs", "STROMBOLI_CACHE_DIR=/c"},
-			"/s", "/d", "/c", map[string]string{"/s/1": "/hs/1", "/d/sb": "/hd/sb", "/c/cli": "/c/cli"},
+			"both shared",
+			[]string{data, sessions, "STROMBOLI_DATA_HOST_DIR=/hd", "STROMBOLI_AGENT_SESSIONS_HOST_DIR=/hs", "STROMBOLI_CACHE_DIR=/c"},
+			"/s", "/d", "/c",
+			map[string]string{"/s/1": "/hs/1", "/d/sb": "/hd/sb", "/c/cli": "/c/cli"},
 		},
 	} {
 		got := load(t, c.environ...)

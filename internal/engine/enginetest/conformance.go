@@ -158,7 +158,11 @@ func testBadCommand(ctx context.Context, t *testing.T, s *Suite) {
 }
 
 func testKill(ctx context.Context, t *testing.T, s *Suite) {
-	id := s.Run(ctx, t, s.Spec("sleep"))
+	dir, mount := Shared(t)
+	spec := s.Spec("sleep", "/out")
+	spec.Mounts = []engine.Mount{mount}
+	id := s.Run(ctx, t, spec)
+	WaitFile(ctx, t, filepath.Join(dir, "ready")) // before, TERM would end it
 	c, err := s.Engine.Inspect(ctx, id)
 	if err != nil || c.State != engine.StateRunning || c.PID == 0 {
 		t.Fatalf("running: %+v, %v", c, err)
