@@ -50,7 +50,7 @@ func (b *boxed) run(name string, flags []string, args ...string) {
 		"run", "-d", "--name", b.id + "-" + name, "--network", "host", "--read-only", "-v", b.sessions + ":" + boxedSessions,
 	}, flags...)
 	if suite.rootless {
-		argv = append(argv, "--userns", "keep-id")
+		argv = append(argv, "--userns", "keep-id", "--cap-drop", "all", "--security-opt", "no-new-privileges") // as in compose.yml
 	}
 	b.podman(append(append(argv, b.image), args...)...)
 }
