@@ -180,8 +180,8 @@ func socketOf(host string) (string, error) {
 	path, ok := strings.CutPrefix(host, "unix://")
 	if !ok || !filepath.IsAbs(path) {
 		return "", unavailable("open the container engine", fmt.Sprintf(
-			"%q is not supported: the engine must be on this kernel, as unix:///path/to/podman.sock; "+
-				"where it is in a machine of its own (podman machine), run the server inside that (podman machine ssh)", host))
+			"%q is not supported: the engine must be on this machine, as unix:///path/to/podman.sock; "+
+				"where it has a virtual machine of its own (podman machine), run the server inside that (podman machine ssh)", host))
 	}
 	return path, nil
 }
