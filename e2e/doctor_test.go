@@ -57,7 +57,7 @@ func TestDoctor(t *testing.T) {
 	}
 	s.send(t, "GET", "/readyz", "").want(t, 503)
 	login(time.Now().Add(48 * time.Hour))
-	s.send(t, "GET", "/readyz", "").want(t, 200)
+	waitFor(t, "a server that is ready", func() bool { return s.c.Ready(s.ctx()) == nil })
 	s.stop()
 
 	// What would only fail later.
