@@ -24,6 +24,15 @@ const (
 	OutputStreamJSON OutputFormat = "stream-json"
 )
 
+// InputFormat is the form of a run's prompt.
+type InputFormat string
+
+// The input formats.
+const (
+	InputText       InputFormat = "text"
+	InputStreamJSON InputFormat = "stream-json"
+)
+
 // RunSpec is what a caller asks for. Its JSON form is the body of the run
 // endpoints; a zero field is unset.
 type RunSpec struct {
@@ -36,6 +45,15 @@ type RunSpec struct {
 	OnDisconnect OnDisconnect `json:"on_disconnect,omitempty"`
 	// Metadata are labels of the caller's, at most 32.
 	Metadata map[string]string `json:"metadata,omitempty"`
+	// Content are images, documents and texts that come before the prompt in
+	// the same message.
+	Content []ContentBlock `json:"content,omitempty"`
+	// Env are environment variables of the agent and its tools. Names that are
+	// the server's or the CLI's own are refused.
+	Env map[string]string `json:"env,omitempty"`
+	// BackgroundWait is how long a run whose agent has answered waits for its
+	// background tasks; zero doesn't wait. Unset: the server's default.
+	BackgroundWait *Duration `json:"background_wait,omitempty"`
 
 	Claude ClaudeOptions `json:"claude,omitzero"`
 	Podman PodmanOptions `json:"podman,omitzero"`
@@ -85,6 +103,84 @@ type ClaudeOptions struct {
 	MaxBudgetUSD *float64 `json:"max_budget_usd,omitempty"`
 	// Timeout counts from the first message to the agent.
 	Timeout Duration `json:"timeout,omitempty"`
+
+	// FallbackModel takes over when the model is overloaded; several are
+	// separated by commas.
+	FallbackModel string `json:"fallback_model,omitempty"`
+	// Tools are the built-in tools that the agent has: names, or "default"
+	// alone for all, or "" alone for none.
+	Tools []string `json:"tools,omitempty"`
+	// AllowDangerouslySkipPermissions would let a client turn to
+	// bypassPermissions later; a run's mode never changes, so that it has no
+	// effect but a warning.
+	AllowDangerouslySkipPermissions bool `json:"allow_dangerously_skip_permissions,omitempty"`
+	// InputFormat is the form of RunSpec.Prompt: text (the default), or
+	// stream-json: one user message as the CLI reads it.
+	InputFormat InputFormat `json:"input_format,omitempty"`
+	// ReplayUserMessages repeats the message among the lines of the output.
+	ReplayUserMessages bool `json:"replay_user_messages,omitempty"`
+	// Effort: low, medium, high, xhigh or max.
+	Effort string `json:"effort,omitempty"`
+	// Agent is the name of the agent that answers: one of Agents, or one that
+	// the workspace or a plugin has.
+	Agent string `json:"agent,omitempty"`
+	// Agents are further agents by name, a JSON object of objects with
+	// "description" and "prompt".
+	Agents json.RawMessage `json:"agents,omitempty"`
+	// AddDirs are further directories of the sandbox that the agent works in.
+	AddDirs []string `json:"add_dirs,omitempty"`
+	// Files are written into the sandbox before the agent starts; each is a
+	// JSON object, as a string: {"path","content","encoding"}.
+	Files []string `json:"files,omitempty"`
+	// MCPConfigs are MCP servers: paths in the sandbox, or JSON.
+	MCPConfigs []string `json:"mcp_configs,omitempty"`
+	// StrictMCPConfig leaves out all MCP servers but those of MCPConfigs.
+	StrictMCPConfig bool `json:"strict_mcp_config,omitempty"`
+	// PluginDirs are directories of the sandbox that hold a plugin each.
+	PluginDirs []string `json:"plugin_dirs,omitempty"`
+	// Settings are further settings: a path in the sandbox, or JSON.
+	Settings string `json:"settings,omitempty"`
+	// SettingSources are the settings files that count: user, project, local;
+	// "" alone for none. Unset: all three.
+	SettingSources []string `json:"setting_sources,omitempty"`
+	// Betas are the betas that the CLI lets through.
+	Betas []string `json:"betas,omitempty"`
+	// DisableSlashCommands leaves out commands and skills.
+	DisableSlashCommands bool `json:"disable_slash_commands,omitempty"`
+	// Debug are categories of debug lines, which come on standard error.
+	Debug string `json:"debug,omitempty"`
+	// Verbose makes the output in the format json a list of all lines.
+	Verbose bool `json:"verbose,omitempty"`
+	// PromptCachingTTL is how long the model's API keeps prompts: 5m or 1h.
+	PromptCachingTTL string `json:"prompt_caching_ttl,omitempty"`
+	// BedrockServiceTier is refused: Bedrock is not supported.
+	BedrockServiceTier string `json:"bedrock_service_tier,omitempty"`
+	// EnablePowershellTool offers the PowerShell tool.
+	EnablePowershellTool bool `json:"enable_powershell_tool,omitempty"`
+}
+
+// ContentBlock is a part of the message to the agent, as in the Messages API.
+type ContentBlock struct {
+	// Type: text, image or document.
+	Type string `json:"type"`
+	// Text of a text block.
+	Text string `json:"text,omitempty"`
+	// Source of an image or a document.
+	Source *ContentSource `json:"source,omitempty"`
+	// Title and Context of a document.
+	Title   string `json:"title,omitempty"`
+	Context string `json:"context,omitempty"`
+}
+
+// ContentSource holds an image or a document.
+type ContentSource struct {
+	// Type: base64, or text for a plain document.
+	Type string `json:"type"`
+	// MediaType: image/png, image/jpeg, image/gif or image/webp; of documents
+	// application/pdf, or text/plain where the type is text.
+	MediaType string `json:"media_type"`
+	// Data in that form.
+	Data string `json:"data"`
 }
 
 // PodmanOptions are options of the sandbox.

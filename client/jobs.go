@@ -223,6 +223,7 @@ type Version struct {
 	Version      string   `json:"version"`
 	Commit       string   `json:"commit"`
 	Capabilities []string `json:"capabilities"`
+	Unsupported  []string `json:"unsupported"` // ways to the model that the server doesn't have
 	ClaudeCLI    string   `json:"claude_cli"`
 	Engine       string   `json:"engine"`
 }

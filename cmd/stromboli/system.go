@@ -27,9 +27,12 @@ const checkTime = 3 * time.Second
 func capabilities() []string {
 	return []string{
 		"events", "idempotency", "stream_resume", "run_stream_post", "egress_proxy", "survives_restart",
-		"session_continue", "session_fork", "session_alias", "no_persistence",
+		"session_continue", "session_fork", "session_alias", "no_persistence", "env", "background_wait", "content",
 	}
 }
+
+// unsupported names ways to the model that other servers of this API may have.
+func unsupported() []string { return []string{"bedrock", "vertex"} }
 
 // system tells of the server's parts.
 type system struct{ s *server }
@@ -105,7 +108,7 @@ func (y *system) Ready(ctx context.Context) []string {
 // Version describes the build and what it works with.
 func (y *system) Version(context.Context) api.Version {
 	return api.Version{
-		Version: version, Commit: commit, Capabilities: capabilities(),
+		Version: version, Commit: commit, Capabilities: capabilities(), Unsupported: unsupported(),
 		ClaudeCLI: setup.CLIVersion, Engine: y.s.info.Name + " " + y.s.info.Version,
 	}
 }

@@ -80,8 +80,10 @@ type Version struct {
 	Version      string   `json:"version"`
 	Commit       string   `json:"commit"`
 	Capabilities []string `json:"capabilities"`
-	ClaudeCLI    string   `json:"claude_cli"`
-	Engine       string   `json:"engine"`
+	// Unsupported are ways to the model that the server doesn't have.
+	Unsupported []string `json:"unsupported"`
+	ClaudeCLI   string   `json:"claude_cli"`
+	Engine      string   `json:"engine"`
 }
 
 // Config makes an API. Runs, Events, System and Log are required; zero

@@ -239,7 +239,7 @@ func TestSystem(t *testing.T) {
 		"/health":        `{"name":"stromboli","status":"ok","version":"0.5.0-alpha","components":[{"name":"podman","status":"ok"}]}`,
 		"/livez":         `{"status":"ok","reasons":[]}`,
 		"/readyz":        `{"status":"ok","reasons":[]}`,
-		"/version":       `{"version":"test","commit":"none","capabilities":[],"claude_cli":"2.0.0","engine":"fake"}`,
+		"/version":       `{"version":"test","commit":"none","capabilities":[],"unsupported":[],"claude_cli":"2.0.0","engine":"fake"}`,
 		"/claude/status": `{"configured":true,"message":"an API key is configured"}`,
 	} {
 		if got := s.ask("GET", path, ""); got.status != 200 || got.raw != want {

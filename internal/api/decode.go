@@ -102,6 +102,8 @@ func (d *decoder) object(path string, v reflect.Value) {
 		member := join(path, name)
 		field, known := fieldByName(v, name)
 		switch {
+		case known && field.Type() == reflect.TypeFor[json.RawMessage]():
+			d.raw(member, field)
 		case known:
 			d.value(member, field)
 		case d.ignored(member):
@@ -158,47 +160,6 @@ func (d *decoder) value(path string, v reflect.Value) {
 	if err != nil {
 		d.fault(path, err.Error())
 	}
-}
-
-// list reads the elements of a list of strings whose bracket is taken.
-func (d *decoder) list(path string, v reflect.Value) {
-	v.SetLen(0)
-	for i := 0; d.tokens.More(); i++ {
-		tok := d.next()
-		s, ok := tok.(string)
-		if !ok {
-			d.skip(tok)
-			if len(d.faults) < maxFaults {
-				d.fault(path+"["+strconv.Itoa(i)+"]", "must be a string")
-			}
-			continue
-		}
-		v.Set(reflect.Append(v, reflect.ValueOf(s)))
-	}
-	d.next()
-}
-
-// stringMap reads the members of a map of strings whose brace is taken; a null
-// member is unset.
-func (d *decoder) stringMap(path string, v reflect.Value) {
-	v.Set(reflect.MakeMap(v.Type()))
-	for d.tokens.More() {
-		name, _ := d.next().(string)
-		tok := d.next()
-		if tok == nil {
-			continue
-		}
-		s, ok := tok.(string)
-		if !ok {
-			d.skip(tok)
-			if len(d.faults) < maxFaults {
-				d.fault(join(path, name), "must be a string")
-			}
-			continue
-		}
-		v.SetMapIndex(reflect.ValueOf(name), reflect.ValueOf(s))
-	}
-	d.next()
 }
 
 // scalar puts a string, number or truth value into v, which is of its kind.
@@ -269,6 +230,9 @@ func wanted(v reflect.Value) error {
 	case reflect.Float64:
 		return errors.New("must be a number")
 	case reflect.Slice:
+		if v.Type().Elem().Kind() == reflect.Struct {
+			return errors.New("must be a list of objects")
+		}
 		return errors.New("must be a list of strings")
 	case reflect.Map:
 		return errors.New("must be an object whose values are strings")
@@ -282,6 +246,8 @@ func enum(t reflect.Type) []string {
 	switch t {
 	case reflect.TypeFor[stromboli.OnDisconnect]():
 		return []string{string(stromboli.OnDisconnectContinue), string(stromboli.OnDisconnectCancel)}
+	case reflect.TypeFor[stromboli.InputFormat]():
+		return []string{string(stromboli.InputText), string(stromboli.InputStreamJSON)}
 	case reflect.TypeFor[stromboli.OutputFormat]():
 		return []string{string(stromboli.OutputText), string(stromboli.OutputJSON), string(stromboli.OutputStreamJSON)}
 	}

@@ -39,14 +39,24 @@ func TestDecodeUnset(t *testing.T) {
 }
 
 func TestDecodeAll(t *testing.T) {
-	turns, budget, shares := 0, 0.0, 1024
+	turns, budget, shares, wait := 0, 0.0, 1024, stromboli.Duration(0)
 	want := stromboli.RunSpec{
 		Prompt: "hé <b>\u2028", Workdir: "/w", OnDisconnect: "cancel", Metadata: map[string]string{"a": "", "b/c": "2"},
+		Content: []stromboli.ContentBlock{
+			{Type: "text", Text: "t"},
+			{Type: "document", Title: "t", Context: "c", Source: &stromboli.ContentSource{Type: "text", MediaType: "text/plain", Data: "d"}},
+		},
+		Env: map[string]string{"A": ""}, BackgroundWait: &wait,
 		Claude: stromboli.ClaudeOptions{
 			SessionID: "x", Resume: true, Model: "opus", SystemPrompt: "s", AppendSystemPrompt: "t",
 			AllowedTools: []string{"Bash(git:*)", ""}, DisallowedTools: []string{"Write"}, PermissionMode: "plan",
 			DangerouslySkipPermissions: true, OutputFormat: "stream-json", IncludePartialMessages: true,
 			JSONSchema: `{"type":"object"}`, MaxTurns: &turns, MaxBudgetUSD: &budget, Timeout: stromboli.Duration(90 * time.Second),
+			FallbackModel: "a,b", Tools: []string{""}, AllowDangerouslySkipPermissions: true, InputFormat: "stream-json",
+			ReplayUserMessages: true, Effort: "low", Agent: "a", Agents: json.RawMessage(`{"a":{"x":1.50,"y":[]}}`), AddDirs: []string{"/a"},
+			Files: []string{"{}"}, MCPConfigs: []string{"/m"}, StrictMCPConfig: true, PluginDirs: []string{"p"}, Settings: "{}",
+			SettingSources: []string{"user"}, Betas: []string{"b"}, DisableSlashCommands: true, Debug: "d", Verbose: true,
+			PromptCachingTTL: "1h", BedrockServiceTier: "flex", EnablePowershellTool: true,
 		},
 		Podman: stromboli.PodmanOptions{
 			Image: "i", Volumes: []string{"/a:/b:ro"}, Memory: "1g", CPUs: "0.5", CPUShares: &shares, Timeout: stromboli.Duration(time.Hour),
@@ -109,10 +119,17 @@ func TestDecodeFaults(t *testing.T) {
 		{`{"metadata":["a"]}`, "invalid_request", "metadata", "must be an object whose values are strings"},
 		{`{"podman":{"cpus":0.5}}`, "invalid_request", "podman.cpus", "must be a string"},
 		{`{"webhook_url":"http://x"}`, "not_supported", "webhook_url", "not supported"},
-		{`{"env":{"a":"b"}}`, "not_supported", "env", "not supported"},
+		{`{"env":{"a":1}}`, "invalid_request", "env.a", "must be a string"},
+		{`{"background_wait":5}`, "invalid_request", "background_wait", "must be a duration"},
+		{`{"content":{"type":"text"}}`, "invalid_request", "content", "must be a list of objects"},
+		{`{"content":["x"]}`, "invalid_request", "content[0]", "must be an object"},
+		{`{"content":[{"type":"text","text":"x"},null]}`, "invalid_request", "content[1]", "must be an object"},
+		{`{"content":[{"type":"image","source":{"data":1}}]}`, "invalid_request", "content[0].source.data", "must be a string"},
+		{`{"content":[{"kind":"x"}]}`, "invalid_request", "content[0].kind", "unknown field"},
+		{`{"claude":{"agents":"x"}}`, "invalid_request", "claude.agents", "must be an object"},
+		{`{"claude":{"agents":[1]}}`, "invalid_request", "claude.agents", "must be an object"},
+		{`{"claude":{"input_format":"xml"}}`, "invalid_request", "claude.input_format", "must be one of text, stream-json"},
 		{`{"keep":true}`, "not_supported", "keep", "not supported"},
-		{`{"claude":{"tools":[""]}}`, "not_supported", "claude.tools", "not supported"},
-		{`{"claude":{"agents":{"a":{"b":{}, "c":1}}}}`, "not_supported", "claude.agents", "not supported"},
 		{`{"podman":{"lifecycle":{"post_start":["x"]}}}`, "not_supported", "podman.lifecycle", "not supported"},
 		{`{"podman":{"environment":{"type":"compose"}}}`, "not_supported", "podman.environment", "not supported"},
 	}

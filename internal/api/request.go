@@ -30,13 +30,7 @@ func contract() vocabulary {
 // notSupportedYet names the contract's fields that this version refuses.
 func notSupportedYet(path string) bool {
 	switch path {
-	case "webhook_url", "env", "background_wait", "network", "bindings", "permission_prompts", "workspace", "keep",
-		"claude.fallback_model", "claude.tools",
-		"claude.allow_dangerously_skip_permissions", "claude.input_format", "claude.replay_user_messages",
-		"claude.effort", "claude.agent", "claude.agents", "claude.add_dirs", "claude.files", "claude.mcp_configs",
-		"claude.strict_mcp_config", "claude.plugin_dirs", "claude.settings", "claude.setting_sources", "claude.betas",
-		"claude.disable_slash_commands", "claude.debug", "claude.verbose", "claude.prompt_caching_ttl",
-		"claude.bedrock_service_tier", "claude.enable_powershell_tool",
+	case "webhook_url", "network", "bindings", "permission_prompts", "workspace", "keep",
 		"podman.secrets_env", "podman.lifecycle", "podman.environment":
 		return true
 	}

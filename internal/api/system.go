@@ -63,6 +63,7 @@ func (a *API) readyz(w http.ResponseWriter, r *http.Request, _ stromboli.Princip
 func (a *API) version(w http.ResponseWriter, r *http.Request, _ stromboli.Principal) error {
 	v := a.cfg.System.Version(r.Context())
 	v.Capabilities = append([]string{}, v.Capabilities...)
+	v.Unsupported = append([]string{}, v.Unsupported...)
 	a.answer(w, r, http.StatusOK, v)
 	return nil
 }

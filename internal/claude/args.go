@@ -2,6 +2,7 @@ package claude
 
 import (
 	"strconv"
+	"strings"
 
 	"github.com/tomblancdev/stromboli"
 )
@@ -61,6 +62,49 @@ func Args(o stromboli.ClaudeOptions, s Session) []string {
 	}
 	if o.MaxBudgetUSD != nil {
 		args = append(args, "--max-budget-usd="+strconv.FormatFloat(*o.MaxBudgetUSD, 'f', -1, 64))
+	}
+	return append(args, more(o)...)
+}
+
+// more are the flags of the options that most runs don't have.
+func more(o stromboli.ClaudeOptions) []string {
+	var args []string
+	text := func(flag, value string) {
+		if value != "" {
+			args = append(args, flag+"="+value)
+		}
+	}
+	each := func(flag string, values []string) {
+		for _, v := range values {
+			text(flag, v)
+		}
+	}
+	flag := func(name string, set bool) {
+		if set {
+			args = append(args, name)
+		}
+	}
+	text("--fallback-model", o.FallbackModel)
+	if len(o.Tools) > 0 { // "" alone is no tool at all
+		args = append(args, "--tools="+strings.Join(o.Tools, ","))
+	}
+	flag("--allow-dangerously-skip-permissions", o.AllowDangerouslySkipPermissions)
+	flag("--replay-user-messages", o.ReplayUserMessages)
+	text("--effort", o.Effort)
+	text("--agents", string(o.Agents))
+	text("--agent", o.Agent)
+	each("--add-dir", o.AddDirs)
+	each("--mcp-config", o.MCPConfigs)
+	flag("--strict-mcp-config", o.StrictMCPConfig)
+	each("--plugin-dir", o.PluginDirs)
+	text("--settings", o.Settings)
+	if len(o.SettingSources) > 0 { // "" alone is none of them
+		args = append(args, "--setting-sources="+strings.Join(o.SettingSources, ","))
+	}
+	each("--betas", o.Betas)
+	flag("--disable-slash-commands", o.DisableSlashCommands)
+	if o.Debug != "" { // without the second flag the lines go into a file of the home
+		args = append(args, "--debug="+o.Debug, "--debug-to-stderr")
 	}
 	return args
 }

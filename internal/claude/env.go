@@ -1,8 +1,12 @@
 package claude
 
 import (
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/tomblancdev/stromboli"
 )
 
 // DefaultPath is the PATH of an agent whose image names none.
@@ -42,6 +46,11 @@ type EnvConfig struct {
 	// MaxRetries bounds the CLI's attempts at one model request; negative: the
 	// CLI's default of 10, with delays of up to half a minute each.
 	MaxRetries int
+	// Caller are the run's own variables, which have passed ValidateEnv; they
+	// come after the image's.
+	Caller map[string]string
+	// Options are the run's: some of them the CLI takes from its environment.
+	Options stromboli.ClaudeOptions
 }
 
 // ownedName reports names that must not come from an image: they would change
@@ -85,7 +94,12 @@ func Env(c EnvConfig) []string {
 	e.set("USER", user)
 	e.set("LOGNAME", user)
 	e.set("LANG", "C.UTF-8")
-	if c.Timezone != "" {
+	for _, name := range slices.Sorted(maps.Keys(c.Caller)) {
+		if envName(name) && ReservedName(name) == "" {
+			e.set(name, c.Caller[name])
+		}
+	}
+	if _, own := c.Caller["TZ"]; c.Timezone != "" && !own {
 		e.set("TZ", c.Timezone)
 	}
 	if c.TempDir != "" {
@@ -117,6 +131,15 @@ func Env(c EnvConfig) []string {
 	e.set("CLAUDE_CODE_PROVIDER_MANAGED_BY_HOST", "1")
 	e.set("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1")
 	e.set("DISABLE_AUTOUPDATER", "1")
+	switch c.Options.PromptCachingTTL {
+	case "1h":
+		e.set("ENABLE_PROMPT_CACHING_1H", "1")
+	case "5m":
+		e.set("FORCE_PROMPT_CACHING_5M", "1")
+	}
+	if c.Options.EnablePowershellTool {
+		e.set("CLAUDE_CODE_USE_POWERSHELL_TOOL", "1")
+	}
 	if c.MaxRetries >= 0 {
 		e.set("CLAUDE_CODE_MAX_RETRIES", strconv.Itoa(c.MaxRetries))
 	}

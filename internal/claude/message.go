@@ -3,6 +3,8 @@ package claude
 import (
 	"bytes"
 	"encoding/json"
+
+	"github.com/tomblancdev/stromboli"
 )
 
 type userMessage struct {
@@ -13,7 +15,7 @@ type userMessage struct {
 
 type messageBody struct {
 	Role    string `json:"role"`
-	Content string `json:"content"`
+	Content any    `json:"content"` // a string, or a list of blocks
 }
 
 type controlRequest struct {
@@ -27,10 +29,11 @@ type controlBody struct {
 	TaskID  string `json:"task_id,omitempty"`
 }
 
-// UserMessage is the line, newline included, that gives the prompt to the CLI.
-// A uuid makes it idempotent: the CLI does not run the same one again.
-func UserMessage(uuid, prompt string) []byte {
-	return encode(userMessage{Type: "user", Message: messageBody{Role: "user", Content: prompt}, UUID: uuid})
+// UserMessage is the line, newline included, that gives the run's message to
+// the CLI. A uuid makes it idempotent: the CLI does not run the same one again.
+// The spec has passed ValidateInput.
+func UserMessage(uuid string, spec stromboli.RunSpec) []byte {
+	return encode(userMessage{Type: "user", Message: messageBody{Role: "user", Content: contentOf(spec)}, UUID: uuid})
 }
 
 // Interrupt is the line that ends the turn in progress, with its running tool.

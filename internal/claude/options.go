@@ -46,6 +46,12 @@ func Validate(o stromboli.ClaudeOptions) error {
 		func() error { return oneOf("claude.output_format", string(o.OutputFormat), outputFormats()) },
 		func() error { return validSchema(o.JSONSchema) },
 		func() error { return validNumbers(o) },
+		func() error { return validFallback(o.FallbackModel) },
+		func() error { return validChoices(o) },
+		func() error { return validBuiltIn(o.Tools) },
+		func() error { return validAgents(o) },
+		func() error { return validFiles(o) },
+		func() error { return validSize(o) },
 	)
 }
 
@@ -116,8 +122,9 @@ func IsUUID(s string) bool {
 	return true
 }
 
-func validModel(model string) error {
-	const field = "claude.model"
+func validModel(model string) error { return modelName("claude.model", model) }
+
+func modelName(field, model string) error {
 	if err := noDash(field, model); err != nil {
 		return err
 	}

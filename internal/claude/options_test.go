@@ -165,7 +165,7 @@ func TestEnv(t *testing.T) {
 
 func TestMessages(t *testing.T) {
 	for _, prompt := range []string{"hello", "two\nlines", "<a> & \"b\" \\ \u2028 é 😀", strings.Repeat("x", 1<<20)} {
-		b := UserMessage(uuid, prompt)
+		b := UserMessage(uuid, stromboli.RunSpec{Prompt: prompt})
 		if n := strings.Count(string(b), "\n"); n != 1 || b[len(b)-1] != '\n' {
 			t.Fatalf("%d newlines", n)
 		}

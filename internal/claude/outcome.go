@@ -36,7 +36,8 @@ type Exit struct {
 // The output is, by format: text, what the CLI prints in that mode without the
 // last newline (the texts of several results are separated by an empty line;
 // a turn that was aborted or has no result gives the text blocks that were
-// complete); json, the last result line; stream-json, the lines of standard
+// complete); json, the last result line, or with verbose the list of what stream-json
+// gives as lines; stream-json, the lines of standard
 // output that Visible lets through. It is at most 8 MiB, save for the result
 // line after a cut; longer text loses its beginning, longer stream-json gets
 // a marker line {"type":"stromboli","subtype":"output_cut"} in place of its
@@ -139,15 +140,23 @@ func (e Exit) describe() string {
 	return fmt.Sprintf("exited with code %d", e.Code)
 }
 
+// lines are the lines that were printed, which hold no newline themselves.
+func (t *Turn) lines() string {
+	if t.printed.dropped > 0 {
+		t.warn(WarnOutputCut, "the output is longer than what is kept; all of its lines are in the run's events")
+	}
+	return t.printed.render(t.lastRaw)
+}
+
 func (t *Turn) output() string {
 	switch t.format {
 	case stromboli.OutputJSON:
-		return string(t.lastRaw)
-	case stromboli.OutputStreamJSON:
-		if t.printed.dropped > 0 {
-			t.warn(WarnOutputCut, "the output is longer than what is kept; all of its lines are in the run's events")
+		if !t.all {
+			return string(t.lastRaw)
 		}
-		return t.printed.render(t.lastRaw)
+		return "[" + strings.ReplaceAll(t.lines(), "\n", ",") + "]"
+	case stromboli.OutputStreamJSON:
+		return t.lines()
 	case stromboli.OutputText, "":
 	}
 	texts := t.texts.parts

@@ -31,6 +31,8 @@ type Turn struct {
 	format  stromboli.OutputFormat
 	partial bool // deltas of the answer were asked for
 	schema  bool // a structured output was
+	all     bool // all lines, in the format json
+	wished  wished
 
 	sessionID string
 	warnings  []stromboli.Warning
@@ -59,7 +61,7 @@ type Turn struct {
 
 // NewTurn starts a turn of a CLI that was started with these options.
 func NewTurn(o stromboli.ClaudeOptions) *Turn {
-	return &Turn{format: o.OutputFormat, partial: o.IncludePartialMessages, schema: o.JSONSchema != ""}
+	return &Turn{format: o.OutputFormat, partial: o.IncludePartialMessages, schema: o.JSONSchema != "", all: o.Verbose, wished: wishes(o)}
 }
 
 // Feed takes one line of the CLI, without its newline, and returns the events
@@ -119,7 +121,10 @@ func (t *Turn) observe(stream string, line []byte) []stromboli.Event {
 		return nil
 	}
 	o, cut, ok := parse(line)
-	if t.format == stromboli.OutputStreamJSON && (!ok || visible(o)) {
+	switch {
+	case t.format == stromboli.OutputStreamJSON && (!ok || visible(o)):
+		t.printed.add(line)
+	case t.format == stromboli.OutputJSON && t.all && ok && !cut && visible(o):
 		t.printed.add(line)
 	}
 	if !ok {
@@ -153,6 +158,7 @@ func (t *Turn) onSystem(o object, sub string) []stromboli.Event {
 		if m := get[string](o, "model"); m != "" {
 			t.usage.setModel(m)
 		}
+		return t.compare(o)
 	case "status":
 		if get[string](o, "status") != "" {
 			t.begin()

@@ -84,6 +84,7 @@ func Check(spec stromboli.RunSpec, c Config) (Plan, error) {
 		func() (err error) { p.Image, err = image(spec.Podman.Image, c.Image); return err },
 		func() error { return p.limits(spec.Podman) },
 		func() error { return p.timeouts(spec, c.Timeout) },
+		func() error { return checkWait(spec.BackgroundWait) },
 		func() error { return p.mounts(spec.Podman.Volumes, c) },
 	} {
 		if err := check(); err != nil {
@@ -204,6 +205,14 @@ func (p *Plan) timeouts(spec stromboli.RunSpec, byDefault time.Duration) error {
 		}
 	}
 	return nil
+}
+
+func checkWait(d *stromboli.Duration) error {
+	if d == nil {
+		return nil
+	}
+	_, err := timeout("background_wait", *d)
+	return err
 }
 
 func timeout(field string, d stromboli.Duration) (time.Duration, error) {

@@ -67,10 +67,18 @@ func (e *execution) endTurn(ctx context.Context) error {
 		}
 		e.closed = true
 	case e.background == nil && e.turn.Answered() && !e.turn.Over():
-		e.background = time.AfterFunc(e.r.cfg.BackgroundWait, e.endBackground)
+		e.background = time.AfterFunc(e.backgroundWait(), e.endBackground)
 		e.waitedFor = e.turn.BackgroundTasks()
 	}
 	return nil
+}
+
+// backgroundWait is how long the run waits for tasks in the background.
+func (e *execution) backgroundWait() time.Duration {
+	if own := e.row.Spec.BackgroundWait; own != nil {
+		return time.Duration(*own)
+	}
+	return e.r.cfg.BackgroundWait
 }
 
 // store turns lines into events and stores them, all of a line's events in one

@@ -37,7 +37,7 @@ func (e *execution) start(ctx context.Context) error {
 		return err
 	}
 	if e.checked == nil {
-		checked, err := e.r.cfg.Sandboxes.Check(create, e.plan)
+		checked, err := e.r.check(create, e.plan, e.row.Spec.Claude)
 		if err != nil {
 			return err
 		}
@@ -61,6 +61,9 @@ func (e *execution) start(ctx context.Context) error {
 		return fmt.Errorf("making the sandbox: %w", err)
 	}
 	e.attach(box) //nolint:contextcheck // what is told to a sandbox ends with detach
+	if err := e.prepare(create); err != nil {
+		return err
+	}
 	if err := e.announce(create); err != nil {
 		return err
 	}
@@ -115,6 +118,7 @@ func (e *execution) startAgent(ctx context.Context, kind string, session strombo
 		Env: claude.Env(claude.EnvConfig{
 			Image: e.box.ImageEnv, Home: e.box.Home, Endpoint: e.box.ProxyURL, CredentialKind: kind, MaxRetries: -1,
 			Timezone: e.r.cfg.Timezone,
+			Caller: e.row.Spec.Env, Options: opts,
 		}),
 		Dir: e.box.Workdir, UID: e.box.UID, GID: e.box.GID, Deadline: max(e.timeLeft(), time.Millisecond),
 	}
@@ -125,7 +129,7 @@ func (e *execution) startAgent(ctx context.Context, kind string, session strombo
 		left = e.timeLeft()
 	}
 	e.allow(left)
-	if err := e.box.Peer.Stdin(ctx, messageFrame, claude.UserMessage(messageUUID(e.id), e.row.Spec.Prompt)); err != nil {
+	if err := e.box.Peer.Stdin(ctx, messageFrame, claude.UserMessage(messageUUID(e.id), e.row.Spec)); err != nil {
 		// An agent that reads nothing has ended, or will: its exit says why.
 		if re, ok := errors.AsType[*shim.RemoteError](err); !ok || re.Code != shim.CodeStdinClosed {
 			return fmt.Errorf("sending the message: %w", err)

@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -25,13 +26,16 @@ func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.
 	if err := claude.Validate(s.Spec.Claude); err != nil {
 		return stromboli.Run{}, false, err
 	}
-	if err := checkMessage(plan.Prompt); err != nil {
+	if err := claude.ValidateInput(s.Spec); err != nil {
+		return stromboli.Run{}, false, err
+	}
+	if err := checkMessage(s.Spec); err != nil {
 		return stromboli.Run{}, false, err
 	}
 	if _, err := r.cfg.Model.Ready(ctx); err != nil {
 		return stromboli.Run{}, false, err
 	}
-	checked, err := r.cfg.Sandboxes.Check(ctx, plan)
+	checked, err := r.check(ctx, plan, s.Spec.Claude)
 	if err != nil {
 		return stromboli.Run{}, false, err
 	}
@@ -50,13 +54,27 @@ func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.
 	return r.create(ctx, n, checked)
 }
 
-// checkMessage refuses a prompt that the agent couldn't be given. What counts
+// checkMessage refuses a message that the agent couldn't be given. What counts
 // is the message as JSON, in which one character may take six.
-func checkMessage(prompt string) error {
-	if n := len(claude.UserMessage(messageUUID(""), prompt)); n > shim.MaxStdin {
-		return stromboli.FieldError("prompt", "is %d bytes long as a message in JSON, at most %d are possible; give the agent such data as a file in a volume", n, shim.MaxStdin)
+func checkMessage(spec stromboli.RunSpec) error {
+	if n := len(claude.UserMessage(messageUUID(""), spec)); n > shim.MaxStdin {
+		field := "prompt"
+		if len(spec.Content) > 0 {
+			field = "content"
+		}
+		return stromboli.FieldError(field, "is %d bytes long as a message in JSON, at most %d are possible; give the agent such data as a file in a volume", n, shim.MaxStdin)
 	}
 	return nil
+}
+
+// check judges a plan by this host, and adds what is to be said of the options.
+func (r *Runner) check(ctx context.Context, plan policy.Plan, o stromboli.ClaudeOptions) (sandbox.Plan, error) {
+	checked, err := r.cfg.Sandboxes.Check(ctx, plan)
+	if err != nil {
+		return sandbox.Plan{}, err
+	}
+	checked.Warnings = append(slices.Clone(checked.Warnings), claude.Advice(o)...)
+	return checked, nil
 }
 
 // session says which session the run belongs to. The store decides, with the
