@@ -46,7 +46,10 @@ func (t *Turn) compare(o object) []stromboli.Event {
 	tools := get[[]string](o, "tools")
 	for _, name := range t.wished.tools {
 		// The agents' tool has two names.
-		if !slices.Contains(tools, name) && !(name == "Agent" && slices.Contains(tools, "Task")) {
+		if name == "Agent" && slices.Contains(tools, "Task") {
+			continue
+		}
+		if !slices.Contains(tools, name) {
 			lost = append(lost, "the tool "+quote(name))
 		}
 	}

@@ -114,8 +114,10 @@ func TestValidateRefusesMore(t *testing.T) {
 		{"claude.settings.env.ANTHROPIC_BASE_URL", o{Settings: `{"env":{"ANTHROPIC_BASE_URL":"http://evil"}}`}},
 		{"claude.settings.env.CLAUDE_CODE_PROVIDER_MANAGED_BY_HOST", o{Settings: `{"env":{"CLAUDE_CODE_PROVIDER_MANAGED_BY_HOST":""}}`}},
 		{"claude.settings.apiKeyHelper", o{Settings: `{"apiKeyHelper":"echo x"}`}},
-		{"claude", o{AllowedTools: slices.Repeat([]string{strings.Repeat("x", 1000)}, 200), DisallowedTools: slices.Repeat([]string{strings.Repeat("x", 1000)}, 200),
-			MCPConfigs: slices.Repeat([]string{`{"mcpServers":{"s":{"command":"` + strings.Repeat("x", 100_000) + `"}}}`}, 7)}},
+		{"claude", o{
+			AllowedTools: slices.Repeat([]string{strings.Repeat("x", 1000)}, 200), DisallowedTools: slices.Repeat([]string{strings.Repeat("x", 1000)}, 200),
+			MCPConfigs: slices.Repeat([]string{`{"mcpServers":{"s":{"command":"` + strings.Repeat("x", 100_000) + `"}}}`}, 7),
+		}},
 	} {
 		refused(t, Validate(c.o), c.field, stromboli.Invalid)
 	}
