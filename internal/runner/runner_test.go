@@ -292,6 +292,11 @@ func TestSubmitChecks(t *testing.T) {
 			t.Errorf("a prompt that is too long as a message: %v", err)
 		}
 	}
+	long := submission("x")
+	long.Spec.Content = []stromboli.ContentBlock{{Type: "text", Text: strings.Repeat("x", shim.MaxStdin)}}
+	if _, err := l.Submit(t.Context(), me(), long); !errors.Is(err, stromboli.Invalid) || !strings.Contains(err.Error(), "content: ") {
+		t.Errorf("content that is too long as a message: %v", err)
+	}
 	if runs, _, err := l.List(t.Context(), me(), stromboli.RunFilter{}); err != nil || len(runs) > 0 {
 		t.Errorf("%d runs, %v", len(runs), err)
 	}
