@@ -149,6 +149,9 @@ func evidenceRows() []evidence {
 			set: claude(func(o *stromboli.ClaudeOptions) { o.SessionID = id }),
 		},
 		{field: "claude.resume", value: "`true`", where: request, shows: "what was said in the session before", by: "TestEvidence/claude.resume"},
+		{field: "claude.continue", value: "`true`", where: request, shows: "what was said in the workspace's newest session", by: "TestSessionForms"},
+		{field: "claude.fork_session", value: "`true`", where: result, shows: "another `session_id`; the source stays as it was", by: "TestSessionForms"},
+		{field: "claude.no_persistence", value: "`true`", where: "sandbox", shows: "no transcript and no session afterwards", by: "TestSessionForms"},
 		{
 			field: "claude.model", value: "`claude-test-model`", where: request, shows: "`model`", base: "plain", see: observed.request, has: `"model":"claude-test-model"`,
 			set: claude(func(o *stromboli.ClaudeOptions) { o.Model = "claude-test-model" }),

@@ -294,20 +294,6 @@ func (l *life) empty() {
 	})
 }
 
-// needsNoQueue waits until a run starts at once. Each that had to wait is let
-// end first: on a busy machine they would queue up.
-func (l *life) needsNoQueue() {
-	l.w.t.Helper()
-	l.eventually("a run needs no queue", func() bool {
-		run := l.submit(`result x`)
-		if run.Status == stromboli.Running {
-			return true
-		}
-		l.wait(run.ID)
-		return false
-	})
-}
-
 func (l *life) eventually(what string, ok func() bool) {
 	l.w.t.Helper()
 	end := time.After(patience)
