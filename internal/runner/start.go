@@ -118,7 +118,7 @@ func (e *execution) startAgent(ctx context.Context, kind string, session strombo
 		Env: claude.Env(claude.EnvConfig{
 			Image: e.box.ImageEnv, Home: e.box.Home, Endpoint: e.box.ProxyURL, CredentialKind: kind, MaxRetries: -1,
 			Timezone: e.r.cfg.Timezone,
-			Caller: e.row.Spec.Env, Options: opts,
+			Caller:   e.row.Spec.Env, Options: opts,
 		}),
 		Dir: e.box.Workdir, UID: e.box.UID, GID: e.box.GID, Deadline: max(e.timeLeft(), time.Millisecond),
 	}
