@@ -62,9 +62,17 @@ func takes() map[string][]string {
 		"claude.system_prompt":        prose,
 		"claude.append_system_prompt": prose,
 		"claude.model":                {traversal},
-		"claude.session_id":           {dash}, // an alias: never part of a command line or path
-		"claude.allowed_tools[]":      pattern,
-		"claude.disallowed_tools[]":   pattern,
+		"claude.fallback_model":       {traversal},
+		"claude.agent":                pattern,
+		// Paths in the sandbox, relative to the workdir, or JSON.
+		"claude.add_dirs[]":         {injection, unicode},
+		"claude.mcp_configs[]":      {injection, unicode},
+		"claude.plugin_dirs[]":      {injection, unicode},
+		"claude.settings":           {injection, unicode},
+		"env{}":                     {newline, escape, dash, traversal, injection, unicode, blank},
+		"claude.session_id":         {dash}, // an alias: never part of a command line or path
+		"claude.allowed_tools[]":    pattern,
+		"claude.disallowed_tools[]": pattern,
 	}
 }
 
@@ -207,6 +215,9 @@ func strictly(s *server) {
 			Memory: 512 << 20, NanoCPUs: 1e9, Timeout: time.Minute, AllowedVolumes: []string{"/srv/allowed"}, Home: "/home/agent",
 		}
 		if _, err := policy.Check(sub.Spec, cfg); err != nil {
+			return err
+		}
+		if err := claude.ValidateInput(sub.Spec); err != nil {
 			return err
 		}
 		return claude.Validate(sub.Spec.Claude)
