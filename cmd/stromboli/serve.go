@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -110,7 +111,10 @@ func (s *server) serve(ctx context.Context) (err error) {
 		return fmt.Errorf("listening (STROMBOLI_SERVER_ADDRESS): %w", err)
 	}
 	url := "http://" + ln.Addr().String()
-	if err := s.dir.writeAddress(url); err != nil {
+	switch err := s.dir.writeAddress(url); {
+	case errors.Is(err, syscall.ENOSPC): // a full disk must not keep the server from its runs
+		s.log.WarnContext(ctx, "the server's address can't be recorded for `stromboli run`", "error", err)
+	case err != nil:
 		return errors.Join(err, ln.Close())
 	}
 	return s.loop(ctx, ln, url)

@@ -57,6 +57,8 @@ type execution struct {
 	row  stromboli.Run // as this server last wrote it
 	plan policy.Plan
 
+	inherited bool // from a server before, and not yet taken over
+
 	accepted time.Time     // when the request came in; zero unless it is executed at once
 	checked  *sandbox.Plan // by Submit, if it is executed at once
 
@@ -127,6 +129,11 @@ func (e *execution) run(ctx context.Context) (left bool) {
 // attempt goes from where the run is to its end. An outcome, once decided,
 // stays.
 func (e *execution) attempt(ctx context.Context, decided *stromboli.Outcome) (*stromboli.Outcome, error) {
+	if e.inherited {
+		if err := e.takeOver(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if decided == nil {
 		out, err := e.execute(ctx)
 		if e.background != nil {
@@ -140,6 +147,22 @@ func (e *execution) attempt(ctx context.Context, decided *stromboli.Outcome) (*s
 		decided = &out
 	}
 	return decided, e.finish(ctx, *decided)
+}
+
+// takeOver makes the run this server's. On a full disk it waits, as every write
+// does: the sandbox goes on meanwhile.
+func (e *execution) takeOver(ctx context.Context) error {
+	err := e.persist(ctx, func() error {
+		epoch, err := e.r.cfg.Store.Takeover(ctx, e.id, e.r.cfg.Owner)
+		if err == nil {
+			e.row.Epoch, e.inherited = epoch, false
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("taking the run over: %w", err)
+	}
+	return nil
 }
 
 // renew waits and reads the run again: what was being written when an error
@@ -156,7 +179,7 @@ func (e *execution) renew(ctx context.Context, delay time.Duration) bool {
 			e.log.ErrorContext(ctx, "reading a run again", "error", err)
 			continue
 		}
-		if row.Epoch != e.row.Epoch {
+		if row.Epoch != e.row.Epoch && !e.inherited {
 			e.log.WarnContext(ctx, "the run is executed by another server", "owner", row.Owner)
 			return false
 		}

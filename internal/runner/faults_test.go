@@ -99,6 +99,14 @@ func (f *faults) ClaimPending(ctx context.Context, owner string) (stromboli.Run,
 	return run, ok, f.end("claim", err)
 }
 
+func (f *faults) Takeover(ctx context.Context, id, owner string) (int64, error) {
+	if err := f.begin("takeover"); err != nil {
+		return 0, err
+	}
+	epoch, err := f.Store.Takeover(ctx, id, owner)
+	return epoch, f.end("takeover", err)
+}
+
 // faultyLog has the same faults.
 type faultyLog struct {
 	*eventlog.Log

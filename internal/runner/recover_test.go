@@ -194,6 +194,29 @@ func TestEngineAwayAtRecovery(t *testing.T) {
 	l.empty()
 }
 
+// A server that starts while the disk is full waits with its runs, whose agents
+// go on, and takes them over when there is space.
+func TestDiskFullAtRecovery(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	l := w.start(options{})
+	run := l.submit(`say here; sleep 1; result fine`)
+	l.said(run.ID, "here")
+	l.stop()
+	var tries atomic.Int64
+	l = w.start(options{faults: &faults{fail: func(op string) error {
+		if op == "takeover" && tries.Add(1) <= 3 {
+			return stromboli.Errorf(stromboli.StorageFull, "full")
+		}
+		return nil
+	}}})
+	want(t, l.wait(run.ID), stromboli.Completed, "")
+	if tries.Load() != 4 || w.starts(l.get(run.ID)) != 1 {
+		t.Errorf("%d tries, %d starts", tries.Load(), w.starts(l.get(run.ID)))
+	}
+	l.empty()
+}
+
 // A sandbox that answers no more is removed a while after the run's deadline,
 // or after its cancel.
 func TestFrozenSandbox(t *testing.T) {

@@ -159,9 +159,6 @@ func (r *Runner) Recover(ctx context.Context) error {
 			r.pending++
 			continue
 		}
-		if run.Epoch, err = r.cfg.Store.Takeover(ctx, run.ID, r.cfg.Owner); err != nil {
-			return fmt.Errorf("taking over %s: %w", run.ID, err)
-		}
 		// A sandbox whose agent was never asked for has nothing to lose: it
 		// is swept, and the run gets a new one.
 		if run.AgentStarted {
@@ -175,6 +172,7 @@ func (r *Runner) Recover(ctx context.Context) error {
 	for _, run := range resume {
 		r.slots++
 		e := newExecution(r, run)
+		e.inherited = true
 		r.active[run.ID] = e
 		r.recovered = append(r.recovered, e)
 	}

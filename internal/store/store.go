@@ -193,10 +193,11 @@ func (s *Store) Close() error {
 func (s *Store) checkpoint() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	if _, err := s.writeDB.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
-		return s.classify("checkpoint", err)
+	_, err := s.writeDB.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)")
+	if err = s.classify("checkpoint", err); errors.Is(err, stromboli.StorageFull) {
+		return nil // what was written is durable in the log, which the next Open reads
 	}
-	return nil
+	return err
 }
 
 // Sizes are the bytes that the store's files take.
