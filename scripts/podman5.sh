@@ -9,10 +9,16 @@
 set -eu
 
 suite=trixie
-mirror=${STROMBOLI_TEST_MIRROR:-http://deb.debian.org/debian}
+mirror=${STROMBOLI_TEST_MIRROR:-} # default: where this machine's own packages come from
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 packages=podman,runc,crun,conmon,netavark,aardvark-dns,iptables,nftables,catatonit,uidmap,passt,ca-certificates
 recipe="2 $suite $packages"
+
+# own_mirror prints the archive that this machine's apt uses for the distribution itself.
+own_mirror() {
+  cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2> /dev/null |
+    sed -nE 's#^(URIs:|deb( \[[^]]*\])?) *(https?://[^ ]*/debian)/?( .*)?$#\3#p' | head -n 1
+}
 
 say() { printf 'podman5: %s\n' "$*" >&2; }
 
@@ -99,6 +105,11 @@ if [ ! -d "$dir/root" ]; then
   mkdir "$dir/root.new"
   # How this host reaches archives.
   set --
+  mirror=${mirror:-$(own_mirror)}
+  if [ -z "$mirror" ]; then
+    say "no Debian archive is configured on this machine: name one in STROMBOLI_TEST_MIRROR"
+    exit 1
+  fi
   options=$(apt-config dump Acquire | grep -iE '(::proxy|::check-valid-until|::check-date) ' | grep -v ' "";' || true)
   while IFS= read -r line; do
     [ -z "$line" ] || set -- "$@" "--aptopt=${line%;}"
