@@ -258,7 +258,7 @@ func unknown(vars map[string]string) error {
 	}
 	for name := range vars {
 		if strings.HasPrefix(name, "STROMBOLI_") && !slices.Contains(known, name) && !strings.HasPrefix(name, "STROMBOLI_TEST_") {
-			return fmt.Errorf("%s: no such setting; see `stromboli serve --help`", name)
+			return fmt.Errorf("%s: no such setting; docs/CONFIGURATION.md lists them", name)
 		}
 	}
 	return nil
