@@ -20,6 +20,7 @@ const (
 	EventCut             EventType = "cut"
 	EventBackgroundEnded EventType = "background_ended"
 	EventWarning         EventType = "warning"
+	EventEgressDenied    EventType = "egress.denied"
 	EventTruncated       EventType = "truncated"
 )
 

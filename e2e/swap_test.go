@@ -15,7 +15,6 @@ import (
 	"github.com/tomblancdev/stromboli/internal/policy"
 	"github.com/tomblancdev/stromboli/internal/sandbox"
 	"github.com/tomblancdev/stromboli/internal/setup"
-	"github.com/tomblancdev/stromboli/internal/shim"
 )
 
 // swapCLI and swapEgress are what a sandbox needs that runs no agent.
@@ -28,8 +27,8 @@ func (swapCLI) Build(ctx context.Context, libc string) (dir, loader string, err 
 
 type swapEgress struct{}
 
-func (swapEgress) Add(context.Context, string, string, string, shim.PeerRule) error { return nil }
-func (swapEgress) Remove(context.Context, string) error                             { return nil }
+func (swapEgress) Add(context.Context, sandbox.Door) error { return nil }
+func (swapEgress) Remove(context.Context, string) error    { return nil }
 
 // TestSwappedVolume: a volume that becomes another directory between the check
 // and the mount is noticed before an agent starts. The test sits in between,

@@ -15,8 +15,8 @@ import (
 	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/api"
 	"github.com/tomblancdev/stromboli/internal/egress"
+	"github.com/tomblancdev/stromboli/internal/sandbox"
 	"github.com/tomblancdev/stromboli/internal/setup"
-	"github.com/tomblancdev/stromboli/internal/shim"
 )
 
 // checkTime bounds one look at a part for health.
@@ -120,12 +120,12 @@ func (y *system) ClaudeStatus(context.Context) (bool, string) { return y.s.model
 type doors struct{ supervisor *egress.Supervisor }
 
 // Add opens a sandbox's socket.
-func (d doors) Add(ctx context.Context, id, socket, token string, peer shim.PeerRule) error {
-	s := egress.Sandbox{ID: id, Socket: socket, Token: token}
-	if peer.Not {
-		s.NotUID, s.HasNotUID = peer.UID, true
+func (d doors) Add(ctx context.Context, door sandbox.Door) error {
+	s := egress.Sandbox{ID: door.ID, Socket: door.Socket, Token: door.Token}
+	if door.Peer.Not {
+		s.NotUID, s.HasNotUID = door.Peer.UID, true
 	} else {
-		s.PeerUID, s.HasPeerUID = peer.UID, true
+		s.PeerUID, s.HasPeerUID = door.Peer.UID, true
 	}
 	return d.supervisor.Add(ctx, s)
 }

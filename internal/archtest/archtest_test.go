@@ -50,6 +50,7 @@ func may() map[string][]string {
 		"internal/eventlog":                {root},
 		"internal/blob":                    {root},
 		"internal/setup":                   {root, "internal/engine", "images"},
+		"internal/secret":                  {root},
 		"internal/auth":                    {root},
 		"internal/api":                     {root, "internal/eventlog", "internal/auth"},
 		"internal/telemetry":               {},

@@ -24,7 +24,6 @@ import (
 	"github.com/tomblancdev/stromboli/internal/policy"
 	"github.com/tomblancdev/stromboli/internal/runner"
 	"github.com/tomblancdev/stromboli/internal/sandbox"
-	"github.com/tomblancdev/stromboli/internal/shim"
 	"github.com/tomblancdev/stromboli/internal/store"
 )
 
@@ -200,7 +199,7 @@ func (w testWriter) Write(b []byte) (int, error) {
 
 func (w *world) Build(context.Context, string) (dir, loader string, err error) { return w.cli, "", nil }
 
-func (w *world) Add(context.Context, string, string, string, shim.PeerRule) error { return nil }
+func (w *world) Add(context.Context, sandbox.Door) error { return nil }
 
 func (w *world) Remove(context.Context, string) error { return nil }
 

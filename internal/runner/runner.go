@@ -53,7 +53,9 @@ type Sandboxes interface {
 	// Check refuses what no sandbox could be made from, before a run exists.
 	Check(ctx context.Context, p policy.Plan) (sandbox.Plan, error)
 	Create(ctx context.Context, s sandbox.Spec) (*sandbox.Sandbox, error)
-	Adopt(ctx context.Context, id string) (*sandbox.Sandbox, error)
+	Adopt(ctx context.Context, id string, reach sandbox.Reach) (*sandbox.Sandbox, error)
+	// SetReach changes what a living sandbox reaches.
+	SetReach(ctx context.Context, box *sandbox.Sandbox, reach sandbox.Reach) error
 	// Release lets go of a sandbox, which goes on for the next server.
 	Release(box *sandbox.Sandbox) error
 	Discard(ctx context.Context, id string) error

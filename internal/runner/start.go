@@ -46,7 +46,7 @@ func (e *execution) start(ctx context.Context) error {
 	spec := sandbox.Spec{
 		ID: e.row.SandboxID, RunID: e.id, SessionID: session.ID,
 		SessionUID: session.UID, SessionGID: session.GID, Ephemeral: session.Ephemeral,
-		Plan: e.plan, Checked: *e.checked,
+		Plan: e.plan, Checked: *e.checked, Reach: e.reach(),
 	}
 	if session.ForkPending {
 		if err := e.fork(create, &session, &spec); err != nil {
@@ -69,6 +69,9 @@ func (e *execution) start(ctx context.Context) error {
 	}
 	return e.startAgent(create, kind, session, 0)
 }
+
+// reach is what the run's sandbox reaches.
+func (e *execution) reach() sandbox.Reach { return sandbox.Reach{Tenant: e.row.Tenant} }
 
 // credential returns the kind of the model's credential.
 func (e *execution) credential(ctx context.Context) (string, error) {
@@ -158,7 +161,7 @@ func (e *execution) reattach(ctx context.Context) error {
 	if err != nil {
 		kind = claude.APIKey // the agent runs already; its placeholder is given
 	}
-	box, err := e.r.cfg.Sandboxes.Adopt(ctx, e.row.SandboxID)
+	box, err := e.r.cfg.Sandboxes.Adopt(ctx, e.row.SandboxID, e.reach())
 	if err != nil {
 		return err
 	}

@@ -26,6 +26,7 @@ type Spec struct {
 	SessionUID, SessionGID int
 	Plan                   policy.Plan
 	Checked                Plan // what Check made of it, moments ago
+	Reach                  Reach
 	// Ephemeral: the session's directories are the sandbox's and go with it.
 	Ephemeral bool
 	// CopyFrom, if set, is a session whose directories are copied to make this
@@ -96,7 +97,7 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 	if err != nil {
 		return nil, engineError(err)
 	}
-	if err := m.openEgress(ctx, rec, peer); err != nil {
+	if err := m.openEgress(ctx, rec, peer, s.Reach); err != nil {
 		return nil, fmt.Errorf("giving the sandbox its way out: %w", err)
 	}
 	ready, cancel := context.WithTimeout(ctx, 20*time.Second)

@@ -59,8 +59,24 @@ const (
 // Egress gives a sandbox its way out. Add returns when the socket exists or
 // will as soon as egress is back.
 type Egress interface {
-	Add(ctx context.Context, id, socket, token string, peer shim.PeerRule) error
+	Add(ctx context.Context, d Door) error
 	Remove(ctx context.Context, id string) error
+}
+
+// Door is a sandbox's registration with egress: who may speak on which socket,
+// and what is behind it.
+type Door struct {
+	ID, RunID string
+	Socket    string
+	Token     string
+	Peer      shim.PeerRule
+	Reach     Reach
+}
+
+// Reach is what egress does for a sandbox.
+type Reach struct {
+	Tenant  string
+	Network stromboli.Network // checked and complete
 }
 
 // CLI finds the agent CLI for an image.
@@ -237,9 +253,9 @@ func (m *Manager) sessionPath(sessionID, name string) string {
 	return filepath.Join(m.cfg.Sessions, sessionID, name)
 }
 
-// Adopt finds a sandbox of an earlier server again. The error is shim.ErrGone
+// Adopt finds a sandbox of an earlier server again and gives it its reach. The error is shim.ErrGone
 // when it runs no more, or can't be spoken with.
-func (m *Manager) Adopt(ctx context.Context, id string) (*Sandbox, error) {
+func (m *Manager) Adopt(ctx context.Context, id string, reach Reach) (*Sandbox, error) {
 	alive, _, err := m.alive(ctx, id)
 	if err != nil {
 		return nil, fmt.Errorf("sandbox %s: %w", id, err)
@@ -264,7 +280,7 @@ func (m *Manager) Adopt(ctx context.Context, id string) (*Sandbox, error) {
 	if err != nil {
 		return nil, errors.Join(err, m.Release(box))
 	}
-	if err := m.openEgress(ctx, rec, peer); err != nil {
+	if err := m.openEgress(ctx, rec, peer, reach); err != nil {
 		if ctx.Err() != nil {
 			return nil, errors.Join(err, m.Release(box))
 		}
@@ -277,10 +293,23 @@ func (m *Manager) Adopt(ctx context.Context, id string) (*Sandbox, error) {
 // egressTime bounds the wait for an egress that is not there.
 const egressTime = 20 * time.Second
 
-func (m *Manager) openEgress(ctx context.Context, rec record, peer shim.PeerRule) error {
+func (m *Manager) openEgress(ctx context.Context, rec record, peer shim.PeerRule, reach Reach) error {
 	ctx, cancel := context.WithTimeout(ctx, egressTime)
 	defer cancel()
-	return m.cfg.Egress.Add(ctx, rec.ID, m.socket(rec.ID, "egress.sock"), rec.Token, peer)
+	return m.cfg.Egress.Add(ctx, Door{
+		ID: rec.ID, RunID: rec.RunID, Socket: m.socket(rec.ID, "egress.sock"), Token: rec.Token, Peer: peer, Reach: reach,
+	})
+}
+
+// SetReach changes what egress does for a living sandbox, for connections that
+// begin from now on and those that are open: what is no more permitted is cut.
+// It holds once it has returned.
+func (m *Manager) SetReach(ctx context.Context, box *Sandbox, reach Reach) error {
+	peer, err := m.caller(ctx, box.record)
+	if err != nil {
+		return engineError(err)
+	}
+	return m.openEgress(ctx, box.record, peer, reach)
 }
 
 func (m *Manager) socket(id, name string) string { return filepath.Join(m.dir(id), "run", name) }
