@@ -323,7 +323,7 @@ func oldClientSystem(t *testing.T, s *server) {
 		t.Errorf("version is %v", o)
 	}
 	o = s.send(t, "GET", "/claude/status", "").want(t, 200).object(t)
-	if message, _ := o["message"].(string); o["configured"] != true || message == "" || strings.Contains(message, "sk-ant-test-key") {
+	if message, _ := o["message"].(string); o["configured"] != true || message == "" || strings.Contains(message, modelKey) {
 		t.Errorf("claude/status is %v", o)
 	}
 }

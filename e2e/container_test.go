@@ -84,7 +84,7 @@ func (b *boxed) serve() {
 		"STROMBOLI_DATA_DIR=/data", "STROMBOLI_SERVER_ADDRESS=127.0.0.1:" + b.port, "CONTAINER_HOST=unix://" + boxedSocket,
 		"STROMBOLI_AGENT_SESSIONS_DIR=" + boxedSessions, "STROMBOLI_AGENT_SESSIONS_HOST_DIR=" + b.sessions, "STROMBOLI_EGRESS_EXTERNAL=true",
 		"STROMBOLI_AGENT_ALLOWED_VOLUMES=/tmp,/srv/data", "STROMBOLI_AGENT_IMAGE=" + suite.image, "STROMBOLI_LOG_LEVEL=debug",
-		"ANTHROPIC_API_KEY=sk-ant-test-key", "ANTHROPIC_BASE_URL=" + b.model.URL, "STROMBOLI_RESOURCES_MEMORY=1g",
+		"ANTHROPIC_API_KEY=" + modelKey, "ANTHROPIC_BASE_URL=" + b.model.URL, "STROMBOLI_RESOURCES_MEMORY=1g",
 		"STROMBOLI_RESOURCES_ALLOW_UNENFORCED=" + strconv.FormatBool(suite.rootless),
 	}
 	flags := []string{

@@ -30,7 +30,7 @@ func TestDoctor(t *testing.T) {
 		}
 		return r, string(out)
 	}
-	if r, text := doctor(); !r.OK || len(r.Findings) < 12 || strings.Contains(text, "sk-ant-test-key") {
+	if r, text := doctor(); !r.OK || len(r.Findings) < 12 || strings.Contains(text, modelKey) {
 		t.Errorf("%s", text)
 	}
 

@@ -47,7 +47,7 @@ type isolationReport struct {
 	Attempts map[string]string `json:"attempts"`
 }
 
-const isolationKey = "sk-ant-test-key" // the server's real credential
+const isolationKey = modelKey // the server's real credential
 
 // TestIsolation: what an agent is, sees and can't do, looked at from inside;
 // what the engine has in force, from outside; and that the real credential is

@@ -64,7 +64,7 @@ func prepare(t *testing.T, env ...string) *server {
 	s.env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "STROMBOLI_CACHE_DIR=" + suite.cache,
 		"STROMBOLI_DATA_DIR=" + s.data, "STROMBOLI_SERVER_ADDRESS=127.0.0.1:0", "STROMBOLI_AGENT_ALLOWED_VOLUMES=" + s.volumes,
-		"CONTAINER_HOST=unix://" + suite.engine.Socket(), "ANTHROPIC_API_KEY=sk-ant-test-key", "ANTHROPIC_BASE_URL=" + s.model.URL,
+		"CONTAINER_HOST=unix://" + suite.engine.Socket(), "ANTHROPIC_API_KEY=" + modelKey, "ANTHROPIC_BASE_URL=" + s.model.URL,
 		"STROMBOLI_LOG_LEVEL=debug", "STROMBOLI_RESOURCES_ALLOW_UNENFORCED=" + fmt.Sprint(suite.rootless),
 		"STROMBOLI_RESOURCES_MEMORY=1g",
 	}, env...)
@@ -152,6 +152,7 @@ func (s *server) remove() {
 	}
 	s.stop()
 	s.shutdownEgress()
+	s.searchForSecrets()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for _, id := range s.sandboxes() {
@@ -259,7 +260,7 @@ func (b *syncBuffer) tail(n int) string {
 
 func newClient(t *testing.T, url string) *client.Client {
 	t.Helper()
-	c, err := client.New(client.Config{BaseURL: url})
+	c, err := client.New(client.Config{BaseURL: url, Transport: canaryTransport{t, &http.Transport{}}})
 	if err != nil {
 		t.Fatal(err)
 	}
