@@ -75,7 +75,7 @@ func canaryInTree(dir string) (found []string, err error) {
 		}
 		f, err := os.Open(path)
 		if err != nil {
-			return nil //nolint:nilerr // gone since
+			return nil // gone since
 		}
 		defer func() { _ = f.Close() }()
 		var w canaryWriter

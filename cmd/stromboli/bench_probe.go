@@ -104,7 +104,7 @@ func (c benchProbeCommand) dial(ctx context.Context, network, target string) (ne
 		return nil, closing(conn, err)
 	}
 	answer := bufio.NewReader(conn)
-	resp, err := http.ReadResponse(answer, nil)
+	resp, err := http.ReadResponse(answer, nil) //nolint:bodyclose // a tunnel: what follows is the connection
 	if err != nil {
 		return nil, closing(conn, err)
 	}
@@ -127,7 +127,7 @@ func probeSource() http.Handler {
 		start := time.Now()
 		for sent := int64(0); sent < bytes; sent += int64(len(chunk)) {
 			if due != nil {
-				time.Sleep(due(sent) - time.Since(start))
+				time.Sleep(due(sent) - time.Since(start)) //nolint:forbidigo // this is what a pace is
 			}
 			if _, err := w.Write(chunk); err != nil {
 				return
