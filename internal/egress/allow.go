@@ -4,8 +4,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strconv"
 	"strings"
+
+	"github.com/tomblancdev/stromboli/internal/policy"
 )
 
 // allowList is the targets that configuration exempts from the address policy.
@@ -35,7 +36,7 @@ func parseAllowEntry(text string) (allowEntry, error) {
 	if i < 0 {
 		return allowEntry{}, fmt.Errorf("want host:port")
 	}
-	port, err := parsePort(text[i+1:])
+	port, err := policy.ParsePort(text[i+1:])
 	if err != nil {
 		return allowEntry{}, err
 	}
@@ -50,7 +51,7 @@ func parseAllowEntry(text string) (allowEntry, error) {
 	if prefix, err := netip.ParsePrefix(host); err == nil {
 		return allowEntry{prefix: prefix.Masked(), port: port}, nil
 	}
-	name, addr, err := parseHost(host)
+	name, addr, err := policy.ParseHost(host)
 	if err != nil {
 		return allowEntry{}, err
 	}
@@ -80,64 +81,12 @@ func (l allowList) addressed(addr netip.Addr, port uint16) bool {
 	return false
 }
 
-func parsePort(s string) (uint16, error) {
-	// ParseUint alone would take no sign either, but "0080" is one of the forms
-	// that different programs read differently.
-	n, err := strconv.ParseUint(s, 10, 16)
-	if err != nil || n == 0 || s[0] == '0' {
-		return 0, fmt.Errorf("port %.10q is not 1 to 65535", s)
-	}
-	return uint16(n), nil
-}
-
-// parseHost takes a name or an address. A name comes back in lower case and
-// without its final dot. What looks like a number in a form that some programs
-// read as an address (decimal, octal, hex, short) is refused, not resolved.
-func parseHost(s string) (string, netip.Addr, error) {
-	if s == "" || len(s) > 254 {
-		return "", netip.Addr{}, fmt.Errorf("host: %d characters are not 1 to 254", len(s))
-	}
-	if addr, err := netip.ParseAddr(s); err == nil {
-		if addr.Zone() != "" {
-			return "", netip.Addr{}, fmt.Errorf("host: an address with a zone is not global")
-		}
-		return "", addr.Unmap(), nil
-	}
-	name := strings.ToLower(strings.TrimSuffix(s, "."))
-	labels := strings.Split(name, ".")
-	for _, label := range labels {
-		if label == "" || len(label) > 63 {
-			return "", netip.Addr{}, fmt.Errorf("host %.80q: not a name", s)
-		}
-		for i := range len(label) {
-			c := label[i]
-			if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '_' {
-				return "", netip.Addr{}, fmt.Errorf("host %.80q: not a name", s)
-			}
-		}
-	}
-	if last := labels[len(labels)-1]; numeric(last) {
-		return "", netip.Addr{}, fmt.Errorf("host %.80q: an address in a form that isn't understood", s)
-	}
-	return name, netip.Addr{}, nil
-}
-
-// numeric reports whether the last label of a host makes it a number (WHATWG
-// URL: "ends in a number").
-func numeric(label string) bool {
-	if strings.Trim(label, "0123456789") == "" {
-		return true
-	}
-	hex, ok := strings.CutPrefix(label, "0x")
-	return ok && strings.Trim(hex, "0123456789abcdef") == ""
-}
-
 // splitTarget takes "host:port".
 func splitTarget(s string) (string, uint16, error) {
 	host, portText, err := net.SplitHostPort(s)
 	if err != nil {
 		return "", 0, fmt.Errorf("target %.80q: want host:port", s)
 	}
-	port, err := parsePort(portText)
+	port, err := policy.ParsePort(portText)
 	return host, port, err
 }

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/unixsock"
 )
 
@@ -68,7 +69,40 @@ func (c *Client) Add(ctx context.Context, sb Sandbox) error {
 	return c.call(ctx, http.MethodPut, "/sandboxes/"+url.PathEscape(sb.ID), sb)
 }
 
-// Remove ends a sandbox's connections and forgets it; an unknown one is fine.
+// network is what a sandbox may reach by now.
+func (c *Client) network(ctx context.Context, id string) (n stromboli.Network, err error) {
+	ctx, cancel := context.WithTimeout(ctx, controlLimit)
+	defer cancel()
+	resp, err := c.do(ctx, http.MethodGet, "/sandboxes/"+url.PathEscape(id)+"/network", nil)
+	if err != nil {
+		return n, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxControlBody)).Decode(&n); err != nil {
+		return n, fmt.Errorf("egress: network of %s: %w", id, err)
+	}
+	return n, nil
+}
+
+// Records returns a sandbox's records after a position, at most limit, waiting
+// for one for so long; up to the position they are forgotten.
+func (c *Client) Records(ctx context.Context, id string, after int64, limit int, wait time.Duration) ([]stromboli.EgressRecord, error) {
+	ctx, cancel := context.WithTimeout(ctx, wait+controlLimit)
+	defer cancel()
+	path := fmt.Sprintf("/sandboxes/%s/records?after=%d&limit=%d&wait=%s", url.PathEscape(id), after, limit, wait)
+	resp, err := c.do(ctx, http.MethodGet, path, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var records []stromboli.EgressRecord
+	if err := json.NewDecoder(resp.Body).Decode(&records); err != nil {
+		return nil, fmt.Errorf("egress records: %w", err)
+	}
+	return records, nil
+}
+
+// Remove ends a sandbox's connections and forgets it with its records; an unknown one is fine.
 func (c *Client) Remove(ctx context.Context, id string) error {
 	return c.call(ctx, http.MethodDelete, "/sandboxes/"+url.PathEscape(id), nil)
 }

@@ -3,6 +3,7 @@ package egress
 import (
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -76,6 +77,22 @@ type settings struct {
 	base    *url.URL // nil: not configured
 	headers http.Header
 	allow   allowList
+}
+
+// target is where the model's requests go, for the audit.
+func (s *settings) target() target {
+	if s.base == nil {
+		return target{name: "demo"}
+	}
+	port := s.base.Port()
+	if port == "" {
+		port = map[string]string{"https": "443", "http": "80"}[s.base.Scheme]
+	}
+	t, err := parseTarget(net.JoinHostPort(s.base.Hostname(), port))
+	if err != nil { // a name that no sandbox could ask for
+		return target{name: s.base.Hostname()}
+	}
+	return t
 }
 
 func (c Config) compile() (*settings, error) {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,6 +59,9 @@ func newControl(g *gateway, cfg ServeConfig) *control {
 	mux.HandleFunc("PUT /config", c.putConfig)
 	mux.HandleFunc("PUT /sandboxes/{id}", c.putSandbox)
 	mux.HandleFunc("DELETE /sandboxes/{id}", c.deleteSandbox)
+	mux.HandleFunc("GET /sandboxes/{id}/records", c.getRecords)
+	mux.HandleFunc("POST /sandboxes/{id}/records", c.postRecord)
+	mux.HandleFunc("GET /sandboxes/{id}/network", c.getNetwork)
 	mux.HandleFunc("POST /shutdown", c.postShutdown)
 	c.server = &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -162,6 +166,56 @@ func (c *control) deleteSandbox(w http.ResponseWriter, r *http.Request) {
 	c.g.remove(r.PathValue("id"))
 	w.WriteHeader(http.StatusNoContent)
 }
+
+// maxRecords is what one answer holds at most.
+const maxRecords = 1000
+
+// getRecords answers the records after a position, which are then forgotten up
+// to it; it waits for one for as long as it is asked to.
+func (c *control) getRecords(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	after, err1 := strconv.ParseInt(q.Get("after"), 10, 64)
+	limit, err2 := strconv.Atoi(q.Get("limit"))
+	wait, err3 := time.ParseDuration(q.Get("wait"))
+	if err := errors.Join(err1, err2, err3); err != nil || limit < 1 {
+		http.Error(w, "after, limit or wait can't be read", http.StatusBadRequest)
+		return
+	}
+	records, ok := c.g.records(r.Context(), r.PathValue("id"), after, min(limit, maxRecords), min(wait, maxRecordsWait))
+	if !ok {
+		http.Error(w, "no such sandbox", http.StatusNotFound)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(records)
+}
+
+// postRecord takes a record of a predecessor's.
+func (c *control) postRecord(w http.ResponseWriter, r *http.Request) {
+	var d delivery
+	if !decode(w, r, &d) {
+		return
+	}
+	if !c.g.take(r.PathValue("id"), d) {
+		http.Error(w, "no such sandbox", http.StatusNotFound)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// getNetwork tells a predecessor which rules hold by now.
+func (c *control) getNetwork(w http.ResponseWriter, r *http.Request) {
+	n, ok := c.g.network(r.PathValue("id"))
+	if !ok {
+		http.Error(w, "no such sandbox", http.StatusNotFound)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(n)
+}
+
+// maxRecordsWait is the longest wait for a record.
+const maxRecordsWait = 30 * time.Second
 
 func (c *control) postShutdown(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Connection", "close")

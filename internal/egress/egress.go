@@ -13,7 +13,10 @@
 // passed on at once and never cut for being slow; a request in flight is not
 // touched by a change of configuration, by the server's death or by its return.
 //
-// It refuses: to keep anything on disk, to reach an address that is not public
+// Each connection leaves a record (audit): numbered per sandbox, in a file until
+// the server has read it, so that none is lost whoever dies.
+//
+// It refuses: to keep a credential on disk, to reach an address that is not public
 // unless configuration names it, to serve a sandbox that isn't registered.
 //
 // It is a process of its own because a model's answer in flight must not die
@@ -128,14 +131,18 @@ func Serve(ctx context.Context, cfg ServeConfig) error {
 	// First the way in, so that a successor may take over; the lock last of it.
 	ctl.close()
 	g.stopListening()
-	_ = lock.Close()
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
+	after := g.handOver(drain)
+	_ = lock.Close()
+	eg.Go(func() error { after.follow(); return nil })
 	if limit == drainLimit {
 		stop := context.AfterFunc(ctx, cancel) // a second wish to stop doesn't wait
 		defer stop()
 	}
 	g.drain(drain)
+	cancel()
+	after.pending.Wait()
 	return eg.Wait()
 }
 

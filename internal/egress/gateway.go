@@ -8,13 +8,18 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/policy"
 )
 
 // gateway is all sandboxes of the process and what they share.
 type gateway struct {
+	dir      string
 	log      *slog.Logger
 	demo     http.Handler
 	dialer   *dialer
@@ -34,6 +39,7 @@ const tunnelIdle = 15 * time.Minute
 
 func newGateway(cfg ServeConfig) *gateway {
 	return &gateway{
+		dir:      cfg.Dir,
 		log:      cfg.Log,
 		demo:     cfg.Demo,
 		dialer:   newDialer(),
@@ -77,36 +83,100 @@ func (g *gateway) configure(c Config) error {
 }
 
 func loopbackHost(host string) bool {
-	_, addr, err := parseHost(host)
+	_, addr, err := policy.ParseHost(host)
 	return host == "localhost" || (err == nil && addr.IsLoopback())
 }
 
-// add listens for a sandbox, or brings its registration up to date.
+// add listens for a sandbox, or brings its registration up to date: what that no
+// more permits has been cut on return.
 func (g *gateway) add(reg Sandbox) error {
 	if err := reg.validate(); err != nil {
 		return err
 	}
+	d, cut, err := g.admit(reg)
+	if d != nil && reg.Closed {
+		d.close()
+		d.audit.endAll() // what a predecessor still has open, it closes
+	}
+	if len(cut) > 0 {
+		d.closed() // an idle connection may lead where the new rules don't
+		awaitEnd(cut)
+	}
+	return err
+}
+
+func (g *gateway) admit(reg Sandbox) (*door, []*flow, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.over {
-		return errors.New("egress is ending")
+		return nil, nil, errors.New("egress is ending")
 	}
-	if d, ok := g.doors[reg.ID]; ok {
-		return d.register(reg)
+	d, ok := g.doors[reg.ID]
+	if !ok {
+		records, err := openAudit(g.dir, reg.ID)
+		if err != nil {
+			return nil, nil, fmt.Errorf("sandbox %s: %w", reg.ID, err)
+		}
+		d = newDoor(reg, records, g.maxConns, g.log)
+		h := newHandler(g, d)
+		d.closed = h.close
+		d.serve(h)
 	}
-	d := newDoor(reg, g.maxConns, g.log)
-	h := newHandler(g, d)
-	d.closed = h.close
-	d.serve(h)
-	if err := d.register(reg); err != nil {
+	if reg.Closed {
+		g.doors[reg.ID] = d
+		return d, nil, nil
+	}
+	cut, err := d.register(reg)
+	switch {
+	case err == nil:
+		g.doors[reg.ID] = d
+	case !ok:
 		d.close()
-		return err
+		d.audit.close()
 	}
-	g.doors[reg.ID] = d
-	return nil
+	return d, cut, err
 }
 
-// remove ends a sandbox's connections; an unknown one is fine.
+// records are a sandbox's, in order; see audit.read.
+func (g *gateway) records(ctx context.Context, id string, after int64, limit int, wait time.Duration) ([]stromboli.EgressRecord, bool) {
+	g.mu.Lock()
+	d, ok := g.doors[id]
+	g.mu.Unlock()
+	if !ok {
+		return nil, false
+	}
+	if d.ctx.Err() != nil { // nothing more will come
+		wait = 0
+	}
+	return d.audit.read(ctx, after, limit, wait), true
+}
+
+// take adds a record of a predecessor's.
+func (g *gateway) take(id string, r delivery) bool {
+	g.mu.Lock()
+	d, ok := g.doors[id]
+	g.mu.Unlock()
+	if ok {
+		d.audit.end(r.Open, r.Record)
+	}
+	return ok
+}
+
+// network is what a sandbox may reach by now; not of one that is closed.
+func (g *gateway) network(id string) (stromboli.Network, bool) {
+	g.mu.Lock()
+	d, ok := g.doors[id]
+	g.mu.Unlock()
+	if !ok || d.ctx.Err() != nil {
+		return stromboli.Network{}, false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.reg.Network, true
+}
+
+// remove ends a sandbox's connections and deletes its records; an unknown one
+// is fine.
 func (g *gateway) remove(id string) {
 	g.mu.Lock()
 	d := g.doors[id]
@@ -114,6 +184,9 @@ func (g *gateway) remove(id string) {
 	g.mu.Unlock()
 	if d != nil {
 		d.close()
+		d.audit.remove()
+	} else if validID(id) {
+		_ = os.Remove(auditPath(g.dir, id)) // of a process before
 	}
 }
 
@@ -155,6 +228,7 @@ func (g *gateway) drain(ctx context.Context) {
 		wg.Go(func() {
 			d.drain(ctx)
 			d.close()
+			d.audit.close()
 		})
 	}
 	wg.Wait()

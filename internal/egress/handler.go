@@ -2,20 +2,16 @@ package egress
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/http/httputil"
-	"strconv"
-	"strings"
+	"net/netip"
 	"time"
 )
-
-// maxModelBody is above what the Messages API takes.
-const maxModelBody = 64 << 20
 
 // handler answers one sandbox's requests.
 type handler struct {
@@ -30,7 +26,7 @@ func newHandler(g *gateway, d *door) *handler {
 	h := &handler{g: g, door: d}
 	h.out = &http.Transport{
 		DialContext: func(ctx context.Context, _, target string) (net.Conn, error) {
-			return h.dial(ctx, target)
+			return h.dialFor(ctx, target)
 		},
 		MaxConnsPerHost:        64,
 		MaxIdleConns:           16,
@@ -74,111 +70,28 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// modelPath reports whether a path is one of the Messages API's that the agent
-// needs. It compares what was sent, so that no encoded form slips through.
-func modelPath(r *http.Request) bool {
-	return r.URL.RawPath == "" && (r.URL.Path == "/v1/messages" || r.URL.Path == "/v1/messages/count_tokens")
-}
-
-// settingsKey carries the settings that hold for a request from its beginning.
-type settingsKey struct{}
-
-func (h *handler) serveModel(w http.ResponseWriter, r *http.Request) {
-	s := h.g.settings.Load()
-	switch {
-	case r.Method == http.MethodHead && r.URL.Path == "/":
-		return // the CLI looks whether somebody is there
-	case !modelPath(r):
-		modelFailure(w, http.StatusNotFound, "not_found_error", "egress forwards only the Messages API, not "+strconv.QuoteToASCII(clip(r.URL.Path)))
-	case r.Method != http.MethodPost:
-		w.Header().Set("Allow", http.MethodPost)
-		modelFailure(w, http.StatusMethodNotAllowed, "invalid_request_error", "the Messages API takes POST")
-	case s == nil || (!s.demo && s.base == nil):
-		modelFailure(w, http.StatusServiceUnavailable, "api_error", "egress has no model endpoint configured")
-	default:
-		r.Body = http.MaxBytesReader(w, r.Body, maxModelBody)
-		if s.demo {
-			stripCredentials(r.Header)
-			h.g.demo.ServeHTTP(w, r)
-			return
-		}
-		h.model.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), settingsKey{}, s)))
-	}
-}
-
-// rewriteModel aims a request at the model's endpoint and puts the real
-// credential on.
-func rewriteModel(pr *httputil.ProxyRequest) {
-	s, ok := pr.In.Context().Value(settingsKey{}).(*settings)
-	if !ok || s.base == nil {
-		pr.Out.URL.Host = "" // fails; serveModel always sets it
-		return
-	}
-	pr.SetURL(s.base)
-	stripCredentials(pr.Out.Header)
-	// No other protocol on this connection: what follows an upgrade is not seen.
-	pr.Out.Header.Del("Upgrade")
-	pr.Out.Header.Del("Connection")
-	for name, values := range s.headers {
-		pr.Out.Header[name] = values
-	}
-	if _, ok := pr.Out.Header["User-Agent"]; !ok {
-		pr.Out.Header.Set("User-Agent", "") // else net/http names itself
-	}
-}
-
-// stripCredentials removes whatever the sandbox might pass for one.
-func stripCredentials(h http.Header) {
-	for name := range h {
-		switch strings.ReplaceAll(strings.ToLower(name), "_", "-") {
-		case "authorization", "x-api-key", "proxy-authorization", "cookie":
-			delete(h, name)
-		}
-	}
-}
-
-// modelAnswer keeps cookies outside, and tells the CLI not to repeat a request
-// whose credential was refused: it has no other, and would try for minutes.
-func modelAnswer(r *http.Response) error {
-	r.Header.Del("Set-Cookie")
-	if r.StatusCode == http.StatusUnauthorized {
-		r.Header.Set("X-Should-Retry", "false")
-	}
-	return nil
-}
-
-func (h *handler) modelError(w http.ResponseWriter, r *http.Request, err error) {
-	if r.Context().Err() != nil {
-		panic(http.ErrAbortHandler) // the sandbox has gone
-	}
-	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		modelFailure(w, http.StatusRequestEntityTooLarge, "request_too_large", "the request is larger than 64 MiB")
-		return
-	}
-	h.door.log.Warn("egress: the model's endpoint failed", "error", err)
-	modelFailure(w, http.StatusBadGateway, "api_error", "the model's endpoint can't be reached: "+describe(err))
-}
-
-// modelFailure answers as the Messages API does.
-func modelFailure(w http.ResponseWriter, status int, kind, message string) {
-	body, err := json.Marshal(map[string]any{"type": "error", "error": map[string]string{"type": kind, "message": message}})
+// dialFor connects on behalf of a proxied request, whose flow is in ctx.
+func (h *handler) dialFor(ctx context.Context, address string) (net.Conn, error) {
+	to, err := parseTarget(address)
 	if err != nil {
-		panic(http.ErrAbortHandler) // strings always marshal
+		return nil, refuse(err)
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_, _ = w.Write(body)
+	return h.dial(ctx, to)
 }
 
-// dial connects to a proxied target under the policy that holds now.
-func (h *handler) dial(ctx context.Context, target string) (*net.TCPConn, error) {
+// dial connects to a target under the policies that hold now. That it may be
+// asked for was judged before.
+func (h *handler) dial(ctx context.Context, to target) (*net.TCPConn, error) {
 	s := h.g.settings.Load()
 	if s == nil {
 		return nil, errors.New("egress is not configured yet")
 	}
-	c, err := h.g.dialer.dial(ctx, target, s.allow)
+	h.door.mu.Lock()
+	r := h.door.rules
+	h.door.mu.Unlock()
+	c, err := h.g.dialer.dial(ctx, to, s.allow, r)
 	if err != nil {
-		h.door.log.Info("egress: not connected", "target", clip(target), "refused", errors.Is(err, errRefused), "error", err)
+		h.door.log.Info("egress: not connected", "target", to.String(), "refused", errors.Is(err, errRefused), "error", err)
 		return nil, err
 	}
 	return c, nil
@@ -190,7 +103,74 @@ func (h *handler) forward(w http.ResponseWriter, r *http.Request) {
 		proxyFailure(w, http.StatusBadRequest, "only http: is proxied by request; use CONNECT")
 		return
 	}
-	h.plain.ServeHTTP(w, r)
+	host := r.URL.Host
+	if r.URL.Port() == "" {
+		host = net.JoinHostPort(r.URL.Hostname(), "80")
+	}
+	f := h.admit(w, r, kindRequest, host)
+	if f == nil {
+		return
+	}
+	h.exchange(f, w, r, h.plain)
+}
+
+// exchange has a request answered and counts what passes.
+func (h *handler) exchange(f *flow, w http.ResponseWriter, r *http.Request, next http.Handler) {
+	out := &countingWriter{ResponseWriter: w}
+	body := &countingBody{ReadCloser: r.Body}
+	defer func() {
+		f.rec.Sent, f.rec.Received, f.rec.Status = body.n.Load(), out.n, out.status
+		f.end()
+	}()
+	ctx := httptrace.WithClientTrace(context.WithValue(f.ctx, flowKey{}, f), &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) {
+			if err := f.reached(peerOf(info.Conn)); err != nil {
+				f.cut(errCut)
+			}
+		},
+	})
+	r = r.WithContext(ctx)
+	r.Body = body
+	next.ServeHTTP(out, r)
+}
+
+// flowKey carries a request's flow.
+type flowKey struct{}
+
+// flowOf is the flow of a request that exchange answers.
+func flowOf(ctx context.Context) *flow {
+	f, _ := ctx.Value(flowKey{}).(*flow)
+	return f
+}
+
+// peerOf is the address at the other end.
+func peerOf(c net.Conn) netip.Addr {
+	addr, err := netip.ParseAddrPort(c.RemoteAddr().String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return addr.Addr().Unmap()
+}
+
+// admit begins a flow, or answers why not.
+func (h *handler) admit(w http.ResponseWriter, r *http.Request, kind, address string) *flow {
+	to, err := parseTarget(address)
+	if err != nil {
+		err = refuse(err)
+		h.door.refused(r.Context(), kind, address, err)
+	}
+	var f *flow
+	if err == nil {
+		f, err = h.door.begin(r.Context(), kind, to)
+	}
+	if err != nil {
+		if r.Context().Err() != nil {
+			panic(http.ErrAbortHandler) // the sandbox has gone
+		}
+		dialFailure(w, err)
+		return nil
+	}
+	return f
 }
 
 func rewritePlain(pr *httputil.ProxyRequest) {
@@ -204,6 +184,9 @@ func rewritePlain(pr *httputil.ProxyRequest) {
 }
 
 func (h *handler) plainError(w http.ResponseWriter, r *http.Request, err error) {
+	if f := flowOf(r.Context()); f != nil {
+		f.failed(err)
+	}
 	if r.Context().Err() != nil {
 		panic(http.ErrAbortHandler)
 	}
@@ -212,8 +195,19 @@ func (h *handler) plainError(w http.ResponseWriter, r *http.Request, err error) 
 
 // connect opens a tunnel.
 func (h *handler) connect(w http.ResponseWriter, r *http.Request) {
-	up, err := h.dial(r.Context(), r.URL.Host)
+	f := h.admit(w, r, kindTunnel, r.URL.Host)
+	if f == nil {
+		return
+	}
+	defer f.end()
+	up, err := h.dial(f.ctx, f.to)
+	if err == nil {
+		if err = f.reached(peerOf(up)); err != nil {
+			_ = up.Close()
+		}
+	}
 	if err != nil {
+		f.failed(err)
 		if r.Context().Err() != nil {
 			panic(http.ErrAbortHandler)
 		}
@@ -232,12 +226,15 @@ func (h *handler) connect(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer func() { _ = down.Close() }() // gives the slot back
+	defer context.AfterFunc(f.ctx, func() { _, _ = down.Close(), up.Close() })()
 	_ = down.SetDeadline(time.Time{})
-	if err := start(down, up, buffered.Reader.Buffered(), buffered); err != nil {
+	early := buffered.Reader.Buffered()
+	if err := start(down, up, early, buffered); err != nil {
 		_ = up.Close()
 		return
 	}
-	relay(down.UnixConn, up, h.g.idle)
+	f.rec.Received, f.rec.Sent = relay(down.UnixConn, up, h.g.idle)
+	f.rec.Sent += int64(early)
 }
 
 // start answers a CONNECT and passes on what the client sent along with it.
@@ -258,6 +255,10 @@ func dialFailure(w http.ResponseWriter, err error) {
 	if refused, ok := errors.AsType[*refusedError](err); ok {
 		w.Header().Set("X-Stromboli-Egress", "refused")
 		proxyFailure(w, http.StatusForbidden, errRefused.Error()+": "+refused.shown)
+		return
+	}
+	if errors.Is(err, errAudit) {
+		proxyFailure(w, http.StatusServiceUnavailable, err.Error())
 		return
 	}
 	proxyFailure(w, http.StatusBadGateway, describe(err))

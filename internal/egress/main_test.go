@@ -19,6 +19,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/unixsock"
 )
 
@@ -72,7 +73,7 @@ type fixture struct {
 
 func newFixture(t *testing.T, cfg Config, change ...func(*gateway)) *fixture {
 	t.Helper()
-	g := newGateway(ServeConfig{Log: slog.New(slog.DiscardHandler)})
+	g := newGateway(ServeConfig{Dir: shortDir(t), Log: slog.New(slog.DiscardHandler)})
 	for _, f := range change {
 		f(g)
 	}
@@ -102,8 +103,10 @@ func newFixture(t *testing.T, cfg Config, change ...func(*gateway)) *fixture {
 }
 
 func (f *fixture) registration(id string) Sandbox {
-	return Sandbox{ID: id, Socket: f.socket, Token: testToken, PeerUID: ownUID(), HasPeerUID: true}
+	return Sandbox{ID: id, Socket: f.socket, Token: testToken, PeerUID: ownUID(), HasPeerUID: true, Network: openNetwork()}
 }
+
+func openNetwork() stromboli.Network { return stromboli.Network{Mode: stromboli.NetworkOpen} }
 
 func ownUID() uint32 { return uint32(os.Getuid()) }
 

@@ -239,7 +239,7 @@ func TestManyConnections(t *testing.T) {
 	first := f.g.list()[0]
 	eventually(t, "the slots are full", func() bool { return first.open() == 20 })
 	other := filepath.Join(shortDir(t), "c")
-	if err := f.g.add(Sandbox{ID: "c", Socket: other, Token: testToken, PeerUID: ownUID(), HasPeerUID: true}); err != nil {
+	if err := f.g.add(Sandbox{ID: "c", Socket: other, Token: testToken, PeerUID: ownUID(), HasPeerUID: true, Network: openNetwork()}); err != nil {
 		t.Fatal(err)
 	}
 	c := &http.Client{Transport: &http.Transport{

@@ -18,8 +18,9 @@ type streamConn interface {
 
 // relay passes bytes both ways until both sides have ended, one has failed, or
 // nothing has moved in either direction for idle. It closes both connections.
-// Between TCP and unix sockets the bytes stay in the kernel (splice).
-func relay(a, b streamConn, idle time.Duration) {
+// Between TCP and unix sockets the bytes stay in the kernel (splice). It returns
+// how many bytes each side was given.
+func relay(a, b streamConn, idle time.Duration) (toA, toB int64) {
 	r := &relaying{idle: idle, start: time.Now()}
 	closeBoth := sync.OnceFunc(func() {
 		_ = a.Close()
@@ -27,9 +28,12 @@ func relay(a, b streamConn, idle time.Duration) {
 	})
 	defer closeBoth()
 	var wg sync.WaitGroup
-	for _, d := range [2]struct{ dst, src streamConn }{{a, b}, {b, a}} {
+	for _, d := range [2]struct {
+		dst, src streamConn
+		n        *int64
+	}{{a, b, &toA}, {b, a, &toB}} {
 		wg.Go(func() {
-			if err := r.copy(d.dst, d.src); err != nil {
+			if err := r.copy(d.dst, d.src, d.n); err != nil {
 				closeBoth() // the other direction has no use any more
 				return
 			}
@@ -37,6 +41,7 @@ func relay(a, b streamConn, idle time.Duration) {
 		})
 	}
 	wg.Wait()
+	return toA, toB
 }
 
 // relaying is what both directions know of each other.
@@ -47,13 +52,15 @@ type relaying struct {
 }
 
 // copy passes src to dst until its end, which is nil. It looks up every quarter
-// of the idle time: a splice tells how much it moved only when it returns.
-func (r *relaying) copy(dst, src streamConn) error {
+// of the idle time: a splice tells how much it moved only when it returns. total
+// is what has been moved.
+func (r *relaying) copy(dst, src streamConn, total *int64) error {
 	for {
 		if err := src.SetReadDeadline(time.Now().Add(r.idle / 4)); err != nil {
 			return err //nolint:wrapcheck // only its being there matters
 		}
 		n, err := io.Copy(dst, src)
+		*total += n
 		now := time.Since(r.start)
 		if n > 0 {
 			r.last.Store(int64(now))

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/unixsock"
 )
 
@@ -31,6 +32,13 @@ const (
 // Sandbox is one sandbox's registration: who may speak on which socket.
 type Sandbox struct {
 	ID string `json:"id"`
+	// RunID stands in the sandbox's records.
+	RunID string `json:"run_id,omitempty"`
+	// Network is what the sandbox may reach.
+	Network stromboli.Network `json:"network"`
+	// Closed: its connections end, and its records wait to be read. Nothing but
+	// ID matters then.
+	Closed bool `json:"closed,omitempty"`
 	// Socket is the path to listen on; it is taken over from whoever has it.
 	Socket string `json:"socket"`
 	// Token must follow "STROMBOLI/1 " on the first line of each connection.
@@ -46,14 +54,28 @@ type Sandbox struct {
 
 func (s Sandbox) validate() error {
 	switch {
-	case s.ID == "" || len(s.ID) > 128:
-		return errors.New("id: 1 to 128 characters")
+	case !validID(s.ID):
+		return errors.New("id: 1 to 128 letters, digits, - and _")
+	case s.Closed:
+		return nil
 	case s.Socket == "" || s.Socket[0] != '/':
 		return errors.New("socket: an absolute path")
 	case len(s.Token) < 16 || len(s.Token) > 256:
 		return errors.New("token: 16 to 256 characters")
 	}
-	return nil
+	_, err := compileRules(s.Network)
+	return err
+}
+
+// validID keeps an id from being a path: it names a file.
+func validID(id string) bool {
+	for i := range len(id) {
+		c := id[i]
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' {
+			return false
+		}
+	}
+	return id != "" && len(id) <= 128
 }
 
 // String implements fmt.Stringer without the token.
@@ -103,9 +125,12 @@ type door struct {
 	wg     sync.WaitGroup
 	asked  sync.WaitGroup // requests being answered
 	closed func()         // what else goes with the sandbox
+	audit  *audit
 
 	mu      sync.Mutex
 	reg     Sandbox
+	rules   *rules
+	flows   map[*flow]struct{}
 	changed chan struct{} // closed when reg changes
 	socket  *net.UnixListener
 	inode   fileID
@@ -115,12 +140,13 @@ type door struct {
 // fileID tells whether a path still names the socket that was bound there.
 type fileID struct{ dev, ino uint64 }
 
-func newDoor(reg Sandbox, limit int, log *slog.Logger) *door {
+func newDoor(reg Sandbox, records *audit, limit int, log *slog.Logger) *door {
 	ctx, cancel := context.WithCancel(context.Background()) // ended by close
 	return &door{
 		log: log.With("sandbox", reg.ID), ctx: ctx, cancel: cancel, reg: reg,
 		ready: make(chan net.Conn), noMore: make(chan struct{}), slots: make(chan struct{}, limit),
-		changed: make(chan struct{}), conns: map[*conn]struct{}{},
+		changed: make(chan struct{}), conns: map[*conn]struct{}{}, flows: map[*flow]struct{}{}, audit: records,
+		rules: &rules{mode: stromboli.NetworkNone},
 	}
 }
 
@@ -152,20 +178,28 @@ func (d *door) counted(h http.Handler) http.Handler {
 	})
 }
 
-// register makes reg hold for new connections, and listens where it says
-// unless the socket there is this door's already.
-func (d *door) register(reg Sandbox) error {
+// register makes reg hold, for open connections too, and listens where it says
+// unless the socket there is this door's already. It returns what it has cut.
+func (d *door) register(reg Sandbox) (cut []*flow, err error) {
+	r, err := compileRules(reg.Network)
+	if err != nil {
+		return nil, err
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.ctx.Err() != nil {
+		return nil, fmt.Errorf("sandbox %s was closed", reg.ID)
+	}
+	cut = d.govern(r) // before anybody can come in
 	id, err := statSocket(reg.Socket)
 	if d.socket == nil || d.reg.Socket != reg.Socket || err != nil || id != d.inode {
 		l, err := unixsock.Listen(reg.Socket)
 		if err != nil {
-			return fmt.Errorf("sandbox %s: %w", reg.ID, err)
+			return cut, fmt.Errorf("sandbox %s: %w", reg.ID, err)
 		}
 		if d.inode, err = statSocket(reg.Socket); err != nil {
 			_ = l.Close()
-			return fmt.Errorf("sandbox %s: %w", reg.ID, err)
+			return cut, fmt.Errorf("sandbox %s: %w", reg.ID, err)
 		}
 		if d.socket != nil {
 			_ = d.socket.Close()
@@ -173,12 +207,10 @@ func (d *door) register(reg Sandbox) error {
 		d.socket = l
 		d.wg.Go(func() { d.accept(l) })
 	}
-	if reg != d.reg {
-		d.reg = reg
-		close(d.changed)
-		d.changed = make(chan struct{})
-	}
-	return nil
+	d.reg = reg
+	close(d.changed)
+	d.changed = make(chan struct{})
+	return cut, nil
 }
 
 func statSocket(path string) (fileID, error) {
@@ -299,6 +331,18 @@ func (d *door) drain(ctx context.Context) {
 	_ = d.server.Shutdown(ctx) // closes idle connections, knows no tunnels
 	for d.open() > 0 && sleep(ctx, 50*time.Millisecond) {
 	}
+}
+
+func (d *door) id() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.reg.ID
+}
+
+func (d *door) runID() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.reg.RunID
 }
 
 func (d *door) open() int {

@@ -93,7 +93,7 @@ func ask(ctx context.Context, socket string) (string, error) {
 }
 
 func registration(socket string) Sandbox {
-	return Sandbox{ID: "s-" + filepath.Base(socket), Socket: socket, Token: testToken, PeerUID: ownUID(), HasPeerUID: true}
+	return Sandbox{ID: "s-" + filepath.Base(socket), Socket: socket, Token: testToken, PeerUID: ownUID(), HasPeerUID: true, Network: openNetwork()}
 }
 
 func TestSupervisorRestartsAndReplays(t *testing.T) {
@@ -185,7 +185,7 @@ func TestSupervisorAdopts(t *testing.T) {
 	if err := second.Add(t.Context(), registration(sock)); err != nil {
 		t.Fatal(err)
 	}
-	if err := second.Retain(t.Context(), []string{"s-1"}); err != nil {
+	if err := second.Remove(t.Context(), "s-stray"); err != nil {
 		t.Fatal(err)
 	}
 	st, err := second.Status(t.Context())

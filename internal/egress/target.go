@@ -59,33 +59,31 @@ func newDialer() *dialer {
 	}
 }
 
-// dial connects to "host:port". The name is resolved once, every address is
-// judged, one that is refused refuses the whole name, and only judged addresses
-// are dialled: a second look-up can't put another one in between.
-func (d *dialer) dial(ctx context.Context, target string, allow allowList) (*net.TCPConn, error) {
-	host, port, err := splitTarget(target)
-	if err != nil {
-		return nil, refuse(err)
-	}
-	name, addr, err := parseHost(host)
-	if err != nil {
-		return nil, refuse(err)
-	}
-	addrs := []netip.Addr{addr}
-	if name != "" {
-		if addrs, err = d.lookup(ctx, name); err != nil {
+// dial connects to a target. A name is resolved once, every address is judged,
+// one that is refused refuses the whole name, and only judged addresses are
+// dialled: a second look-up can't put another one in between.
+func (d *dialer) dial(ctx context.Context, to target, allow allowList, r *rules) (*net.TCPConn, error) {
+	addrs := []netip.Addr{to.addr}
+	if to.name != "" {
+		var err error
+		if addrs, err = d.lookup(ctx, to.name); err != nil {
 			return nil, err
 		}
 	}
-	if !allow.named(name, port) {
-		if err := d.judge(addrs, port, allow); err != nil {
-			if name != "" {
-				return nil, &refusedError{shown: name + " has an address that is refused", cause: fmt.Errorf("%s: %w", name, err)}
+	for _, a := range addrs {
+		if err := r.judgeAddr(a, to.port); err != nil {
+			return nil, err
+		}
+	}
+	if !allow.named(to.name, to.port) {
+		if err := d.judge(addrs, to.port, allow); err != nil {
+			if to.name != "" {
+				return nil, &refusedError{shown: to.name + " has an address that is refused", cause: fmt.Errorf("%s: %w", to.name, err)}
 			}
 			return nil, refuse(err)
 		}
 	}
-	return d.connect(ctx, addrs, port)
+	return d.connect(ctx, addrs, to.port)
 }
 
 func (d *dialer) lookup(ctx context.Context, name string) ([]netip.Addr, error) {

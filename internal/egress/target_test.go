@@ -7,47 +7,10 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/policy"
 )
-
-func TestParseHost(t *testing.T) {
-	t.Parallel()
-	for in, want := range map[string]string{
-		"Example.COM": "example.com", "example.com.": "example.com", "a_b-c.example": "a_b-c.example",
-		"localhost": "localhost", "xn--bcher-kva.example": "xn--bcher-kva.example",
-		"1.2.3.4": "1.2.3.4", "::1": "::1", "::ffff:1.2.3.4": "1.2.3.4", "0x.example": "0x.example",
-	} {
-		name, addr, err := parseHost(in)
-		got := name
-		if addr.IsValid() {
-			got = addr.String()
-		}
-		if err != nil || got != want {
-			t.Errorf("parseHost(%q) = %q, %v; want %q", in, got, err, want)
-		}
-	}
-	for _, in := range []string{
-		"", ".", "..", "a..b", "-.", "127.1", "2130706433", "0x7f.1", "0x7f000001", "0177.0.0.1", "1.2.3.4.", "1.2.3.256", "010.0.0.1",
-		"fe80::1%lo", "a b", "a/b", "a@b", "a\x00b", "a%00b", "bücher.example", "[::1]", "*", "*.example.com", "example.0x1f",
-	} {
-		if name, addr, err := parseHost(in); err == nil && in != "-." {
-			t.Errorf("parseHost(%q) = %q, %v; want an error", in, name, addr)
-		}
-	}
-}
-
-func TestParsePort(t *testing.T) {
-	t.Parallel()
-	for _, in := range []string{"", "0", "00", "080", "+80", "-1", "65536", "99999999999999999999", "http", "80 ", "8_0", "0x50"} {
-		if p, err := parsePort(in); err == nil {
-			t.Errorf("parsePort(%q) = %d, want an error", in, p)
-		}
-	}
-	for _, in := range []string{"1", "80", "65535"} {
-		if _, err := parsePort(in); err != nil {
-			t.Errorf("parsePort(%q): %v", in, err)
-		}
-	}
-}
 
 func TestParseAllow(t *testing.T) {
 	t.Parallel()
@@ -82,6 +45,15 @@ func TestParseAllow(t *testing.T) {
 	}
 }
 
+// dialText does what a proxied request does.
+func dialText(ctx context.Context, d *dialer, text string, allow allowList) (*net.TCPConn, error) {
+	to, err := parseTarget(text)
+	if err != nil {
+		return nil, refuse(err)
+	}
+	return d.dial(ctx, to, allow, &rules{mode: stromboli.NetworkOpen})
+}
+
 // TestDialRefuses checks the whole way from a target to a refusal: nothing is dialled.
 func TestDialRefuses(t *testing.T) {
 	t.Parallel()
@@ -107,13 +79,13 @@ func TestDialRefuses(t *testing.T) {
 		":80", "", "example.com", "example.com:", "example.com:0", "example.com:65536", "example.com:http", "[fe80::1%25lo]:80", "[fe80::1%lo]:80",
 		"mixed.example.:443", "MIXED.example:443", "a:b:80",
 	} {
-		c, err := g.dialer.dial(t.Context(), target, nil)
+		c, err := dialText(t.Context(), g.dialer, target, nil)
 		if !errors.Is(err, errRefused) {
 			t.Errorf("dial(%q) = %v, %v; want a refusal", target, c, err)
 		}
 	}
 	g.dialer.ownAddrs = func() ([]netip.Addr, error) { return nil, errors.New("netlink is away") }
-	if _, err := g.dialer.dial(t.Context(), "1.1.1.1:443", nil); !errors.Is(err, errRefused) {
+	if _, err := dialText(t.Context(), g.dialer, "1.1.1.1:443", nil); !errors.Is(err, errRefused) {
 		t.Errorf("with unknown own addresses: %v, want a refusal", err)
 	}
 }
@@ -145,7 +117,7 @@ func TestDialAllowList(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		conn, err := g.dialer.dial(t.Context(), c.target, allow)
+		conn, err := dialText(t.Context(), g.dialer, c.target, allow)
 		if (err == nil) != c.want || (err != nil && !errors.Is(err, errRefused)) {
 			t.Errorf("allow %s, dial %s: %v", c.allow, c.target, err)
 		}
@@ -192,7 +164,7 @@ func FuzzTarget(f *testing.F) {
 		if err != nil {
 			return
 		}
-		name, addr, err := parseHost(host)
+		name, addr, err := policy.ParseHost(host)
 		if err != nil || port == 0 {
 			return
 		}
