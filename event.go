@@ -21,6 +21,7 @@ const (
 	EventBackgroundEnded EventType = "background_ended"
 	EventWarning         EventType = "warning"
 	EventEgressDenied    EventType = "egress.denied"
+	EventNetworkChanged  EventType = "network.changed"
 	EventTruncated       EventType = "truncated"
 )
 

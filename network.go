@@ -48,7 +48,7 @@ const (
 // a tunnel, a proxied request, or a request to the model. It is written when
 // the connection has ended.
 type EgressRecord struct {
-	// Seq counts 1, 2, 3, … per sandbox, without gaps, in the order in which
+	// Seq counts 1, 2, 3, … per run, without gaps, in the order in which
 	// connections ended.
 	Seq   int64     `json:"seq"`
 	RunID string    `json:"run_id"`

@@ -81,6 +81,9 @@ type RunUpdate struct {
 	Forked   *string
 	Warnings []Warning // added
 	Events   []Event
+	// Egress are records of the present sandbox's connections, the one after the
+	// run's EgressSeq first. A new SandboxID begins anew.
+	Egress []EgressRecord
 }
 
 // CancelRequest is the wish to end a run; a pending one ends at once.

@@ -29,6 +29,14 @@ type Run struct {
 	Status Status
 	Phase  Phase // empty once the run has ended
 
+	// Network is what the run may reach, complete: its spec's wish within
+	// configuration, or what it was changed to since.
+	Network Network
+	// EgressSeq is the number, in the present sandbox, of the newest record of a
+	// connection that is stored; EgressDenied how many of the run's were denied.
+	EgressSeq    int64
+	EgressDenied int64
+
 	// SandboxID names the sandbox of the present attempt, empty before one is
 	// made. AgentStarted is set, durably, before the agent's process is asked
 	// for: from then on the run is never started again.

@@ -55,6 +55,10 @@ type RunSpec struct {
 	// background tasks; zero doesn't wait. Unset: the server's default.
 	BackgroundWait *Duration `json:"background_wait,omitempty"`
 
+	// Network is what the run may reach, within what the server permits. Unset:
+	// the server's default.
+	Network *Network `json:"network,omitempty"`
+
 	Claude ClaudeOptions `json:"claude,omitzero"`
 	Podman PodmanOptions `json:"podman,omitzero"`
 }

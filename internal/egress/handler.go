@@ -111,7 +111,7 @@ func (h *handler) forward(w http.ResponseWriter, r *http.Request) {
 	if f == nil {
 		return
 	}
-	h.exchange(f, w, r, h.plain)
+	h.exchange(f, w, r, h.plain) //nolint:contextcheck // the flow's is the request's
 }
 
 // exchange has a request answered and counts what passes.
@@ -200,7 +200,7 @@ func (h *handler) connect(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer f.end()
-	up, err := h.dial(f.ctx, f.to)
+	up, err := h.dial(f.ctx, f.to) //nolint:contextcheck // the flow's is the request's
 	if err == nil {
 		if err = f.reached(peerOf(up)); err != nil {
 			_ = up.Close()
@@ -225,8 +225,8 @@ func (h *handler) connect(w http.ResponseWriter, r *http.Request) {
 		_, _ = hijacked.Close(), up.Close()
 		return
 	}
-	defer func() { _ = down.Close() }() // gives the slot back
-	defer context.AfterFunc(f.ctx, func() { _, _ = down.Close(), up.Close() })()
+	defer func() { _ = down.Close() }()                                          // gives the slot back
+	defer context.AfterFunc(f.ctx, func() { _, _ = down.Close(), up.Close() })() //nolint:contextcheck // see above
 	_ = down.SetDeadline(time.Time{})
 	early := buffered.Reader.Buffered()
 	if err := start(down, up, early, buffered); err != nil {

@@ -40,7 +40,7 @@ func (g *gateway) handOver(ctx context.Context) *handover {
 	h := &handover{g: g, successor: NewClient(g.dir), ctx: ctx}
 	for _, d := range g.list() {
 		id := d.id()
-		d.audit.handOver(func(open int64, rec stromboli.EgressRecord) {
+		d.audit.handOver(func(open int64, rec stromboli.EgressRecord) { //nolint:contextcheck // deliver's outlives the drain
 			h.pending.Go(func() { h.deliver(id, delivery{open, rec}) })
 		})
 	}

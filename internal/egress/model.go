@@ -55,10 +55,10 @@ func (h *handler) askModel(s *settings, w http.ResponseWriter, r *http.Request) 
 	r.Body = http.MaxBytesReader(w, r.Body, maxModelBody)
 	if s.demo {
 		stripCredentials(r.Header)
-		h.exchange(f, w, r, h.g.demo)
+		h.exchange(f, w, r, h.g.demo) //nolint:contextcheck // the flow's is the request's
 		return
 	}
-	h.exchange(f, w, r, h.model)
+	h.exchange(f, w, r, h.model) //nolint:contextcheck // see above
 }
 
 // rewriteModel aims a request at the model's endpoint and puts the real

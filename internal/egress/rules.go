@@ -69,6 +69,7 @@ func (r *rules) judge(t target) error {
 		return refuse(fmt.Errorf("the run's network mode is none: nothing can be reached"))
 	case stromboli.NetworkModel:
 		return refuse(fmt.Errorf("the run's network mode is model: only the model's API can be reached"))
+	case stromboli.NetworkAllowlist, stromboli.NetworkOpen, stromboli.NetworkBridge:
 	}
 	if pattern, ok := match(r.deny, t); ok {
 		return refuse(fmt.Errorf("%s is denied by %s", t, pattern))

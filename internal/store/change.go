@@ -73,8 +73,8 @@ func (s *Store) Takeover(ctx context.Context, runID, owner string) (epoch int64,
 // UpdateRun changes what is set, appends the events in the same transaction, as
 // by AppendEvents, and returns those that are new. Once a cancellation was requested the
 // phase is cancelling, then finishing: another Phase, and the phase events of
-// that update, are left out. Errors: NotFound, ErrFenced, Conflict (the run has
-// ended).
+// that update, are left out. Errors: NotFound, ErrFenced, ErrStale (records
+// that don't follow those that are stored), Conflict (the run has ended).
 func (s *Store) UpdateRun(ctx context.Context, runID string, epoch int64, u stromboli.RunUpdate) ([]stromboli.Event, error) {
 	return write(ctx, s, "update run", func(t *tx) ([]stromboli.Event, error) {
 		h, err := t.owned(runID, epoch)
@@ -93,6 +93,9 @@ func (s *Store) UpdateRun(ctx context.Context, runID string, epoch int64, u stro
 				*u.Forked, s.now().UnixMilli(), h.session); err != nil {
 				return nil, err
 			}
+		}
+		if err := t.appendEgress(h.n, u.Egress); err != nil {
+			return nil, err
 		}
 		return s.appendEvents(t, &h, events)
 	})
@@ -122,9 +125,9 @@ func (s *Store) changeRow(t *tx, h head, u stromboli.RunUpdate, phase *stromboli
 		}
 		warnings = &w
 	}
-	_, err := t.exec(`UPDATE runs SET phase = coalesce(?, phase), sandbox_id = coalesce(?, sandbox_id),
-		agent_started = coalesce(?, agent_started), image_digest = coalesce(?, image_digest),
-		warnings = coalesce(?, warnings), updated_at = ? WHERE n = ?`,
+	_, err := t.exec(`UPDATE runs SET phase = coalesce(?1, phase), egress_seq = iif(?2 IS NULL OR ?2 = sandbox_id, egress_seq, 0), sandbox_id = coalesce(?2, sandbox_id),
+		agent_started = coalesce(?3, agent_started), image_digest = coalesce(?4, image_digest),
+		warnings = coalesce(?5, warnings), updated_at = ?6 WHERE n = ?7`,
 		(*string)(phase), u.SandboxID, u.AgentStarted, u.ImageDigest, warnings, s.now().UnixMilli(), h.n)
 	return err
 }

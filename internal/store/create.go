@@ -102,6 +102,10 @@ func (s *Store) insertRun(t *tx, in newRun) (stromboli.Run, error) {
 	if err != nil {
 		return stromboli.Run{}, err
 	}
+	network, err := text(r.Network)
+	if err != nil {
+		return stromboli.Run{}, err
+	}
 	created := s.millis(r.CreatedAt)
 	var started sql.NullInt64
 	var epoch int64
@@ -117,9 +121,9 @@ func (s *Store) insertRun(t *tx, in newRun) (stromboli.Run, error) {
 		return stromboli.Run{}, stromboli.Errorf(stromboli.Conflict, "run %s exists already", r.ID)
 	}
 	n, err := t.insert(`INSERT INTO runs (id, tenant, created_by, kind, session_id, session_alias, status, phase, owner, epoch,
-		created_at, updated_at, started_at, warnings) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		created_at, updated_at, started_at, warnings, network) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		r.ID, r.Tenant, r.CreatedBy, string(r.Kind), r.SessionID, r.SessionAlias, string(r.Status), string(r.Phase), owner, epoch,
-		created, created, started, warnings)
+		created, created, started, warnings, network)
 	if err != nil {
 		return stromboli.Run{}, err
 	}

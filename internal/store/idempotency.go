@@ -95,8 +95,15 @@ func deleteSome(t *tx, n int64) (bool, error) {
 		[]any{n, deleteChunk}, &upTo); err != nil {
 		return false, err
 	}
+	if !upTo.Valid {
+		if err := t.scan(`SELECT max(seq) FROM (SELECT seq FROM egress_records WHERE run = ? ORDER BY seq LIMIT ?)`,
+			[]any{n, deleteChunk}, &upTo); err != nil {
+			return false, err
+		}
+	}
 	if upTo.Valid {
 		for _, q := range []string{
+			`DELETE FROM egress_records WHERE run = ? AND seq <= ?`,
 			`DELETE FROM events WHERE run = ? AND seq <= ?`,
 			`DELETE FROM event_payloads WHERE run = ? AND seq <= ?`,
 		} {

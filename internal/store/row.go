@@ -13,7 +13,7 @@ import (
 // selectRun reads whole runs, in the order of scanRun.
 const selectRun = `SELECT r.n, r.id, r.tenant, r.created_by, r.kind, r.session_id, r.session_alias, r.status, r.phase, r.sandbox_id,
 	r.agent_started, r.cancel_reason, r.owner, r.epoch, r.created_at, r.updated_at, r.started_at, r.finished_at,
-	r.image_digest, r.warnings, r.last_seq, r.last_line, s.spec, o.outcome
+	r.image_digest, r.warnings, r.last_seq, r.last_line, r.network, r.egress_seq, r.egress_denied, s.spec, o.outcome
 	FROM runs r JOIN run_specs s ON s.run = r.n LEFT JOIN run_outcomes o ON o.run = r.n `
 
 // row is a run and what only the store knows of it.
@@ -32,13 +32,14 @@ func scanRun(sc scanner) (row, error) {
 		created, updated     int64
 		started, finished    sql.NullInt64
 		warnings, spec       string
+		network              string
 		outcome              sql.NullString
 		kind, status, phase  string
 		cancelReason, digest string
 	)
 	err := sc.Scan(&r.n, &r.ID, &r.Tenant, &r.CreatedBy, &kind, &r.SessionID, &r.SessionAlias, &status, &phase, &r.SandboxID,
 		&r.AgentStarted, &cancelReason, &r.Owner, &r.Epoch, &created, &updated, &started, &finished,
-		&digest, &warnings, &r.LastSeq, &r.LastLine, &spec, &outcome)
+		&digest, &warnings, &r.LastSeq, &r.LastLine, &network, &r.EgressSeq, &r.EgressDenied, &spec, &outcome)
 	if err != nil {
 		return row{}, err
 	}
@@ -54,6 +55,9 @@ func scanRun(sc scanner) (row, error) {
 	r.size = len(spec) + len(outcome.String)
 	if err := json.Unmarshal([]byte(spec), &r.Spec); err != nil {
 		return row{}, fmt.Errorf("spec of run %s: %w", r.ID, err)
+	}
+	if err := json.Unmarshal([]byte(network), &r.Network); err != nil {
+		return row{}, fmt.Errorf("network of run %s: %w", r.ID, err)
 	}
 	if err := json.Unmarshal([]byte(warnings), &r.Warnings); err != nil {
 		return row{}, fmt.Errorf("warnings of run %s: %w", r.ID, err)

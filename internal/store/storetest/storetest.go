@@ -26,6 +26,8 @@ type Store interface {
 	UpdateRun(ctx context.Context, runID string, epoch int64, u stromboli.RunUpdate) ([]stromboli.Event, error)
 	RequestCancel(ctx context.Context, c stromboli.CancelRequest) (stromboli.Run, error)
 	FinishRun(ctx context.Context, runID string, epoch int64, f stromboli.RunFinish) ([]stromboli.Event, error)
+	SetNetwork(ctx context.Context, tenant, runID string, n stromboli.Network) (stromboli.Run, error)
+	EgressRecords(ctx context.Context, runID string, after int64, limit int) ([]stromboli.EgressRecord, error)
 
 	AppendEvents(ctx context.Context, runID string, epoch int64, events []stromboli.Event) ([]stromboli.Event, error)
 	Events(ctx context.Context, runID string, after int64, limit int) ([]stromboli.Event, error)
@@ -77,6 +79,7 @@ func Run(t *testing.T, open func(t *testing.T, clock *Clock) Store) {
 		"append race":      testAppendRace,
 		"commit hook":      testCommitHook,
 		"update":           testUpdate,
+		"network":          testNetwork,
 		"cancel pending":   testCancelPending,
 		"cancel running":   testCancelRunning,
 		"finish":           testFinish,
