@@ -57,7 +57,7 @@ type RunSpec struct {
 
 	// Network is what the run may reach, within what the server permits. Unset:
 	// the server's default.
-	Network *Network `json:"network,omitempty"`
+	Network Network `json:"network,omitzero"`
 
 	Claude ClaudeOptions `json:"claude,omitzero"`
 	Podman PodmanOptions `json:"podman,omitzero"`

@@ -29,6 +29,7 @@ type Job struct {
 	Warnings         []stromboli.Warning  `json:"warnings"`
 	ImageDigest      string               `json:"image_digest"`
 	Metadata         map[string]string    `json:"metadata"`
+	Network          stromboli.Network    `json:"network"`
 	CreatedAt        time.Time            `json:"created_at"` // not in answers of Run
 	UpdatedAt        time.Time            `json:"updated_at"` // not in answers of Run
 	StartedAt        time.Time            `json:"started_at"`

@@ -52,6 +52,7 @@ func evidenceScenes() map[string]scene {
 		"asked":   {[]modelstub.Step{touch, done}, nil},
 		"write":   {[]modelstub.Step{tool("Write", `{"file_path":"/workspace/made","content":"x"}`), done}, unasked},
 		"shell":   {steps: []modelstub.Step{bash(`echo "<$EVIDENCE>"; cat /workspace/evidence.txt`), done}},
+		"proxy":   {steps: []modelstub.Step{bash("curl -s --max-time 20 http://host.invalid/"), done}},
 		"late":    {steps: []modelstub.Step{{Text: "done", DelayMS: 8000}}},
 		"schema":  {steps: []modelstub.Step{tool("StructuredOutput", `{"n":7}`), done}},
 		"busy":    {steps: []modelstub.Step{{Text: "done", Status: 529, Times: 3}}},
@@ -93,6 +94,9 @@ func evidenceRows() []evidence {
 		return func(o observed) string { return fmt.Sprintf("%v", o.count(typ) > 0) }
 	}
 	output := func(o observed) string { return o.Output }
+	network := func(n stromboli.Network) func(*stromboli.RunSpec) {
+		return func(in *stromboli.RunSpec) { in.Network = n }
+	}
 	block := func(b stromboli.ContentBlock) func(*stromboli.RunSpec) {
 		return func(in *stromboli.RunSpec) { in.Content = []stromboli.ContentBlock{b} }
 	}
@@ -142,6 +146,18 @@ func evidenceRows() []evidence {
 		{
 			field: "background_wait", value: "`0s`", where: events, shows: "`background_ended` before the task's end", base: "background",
 			see: count(stromboli.EventBackgroundEnded), has: "true", set: func(in *stromboli.RunSpec) { in.BackgroundWait = &none },
+		},
+		{
+			field: "network.mode", value: "`model`", where: sandbox, shows: "what the proxy answers to `curl`", base: "proxy", see: observed.tool, has: "mode is model",
+			set: network(stromboli.Network{Mode: stromboli.NetworkModel}),
+		},
+		{
+			field: "network.allow", value: "`[\"other.invalid\"]`", where: sandbox, shows: "what the proxy answers to `curl` for another host", base: "proxy", see: observed.tool, has: "not among the hosts",
+			set: network(stromboli.Network{Allow: []string{"other.invalid"}}),
+		},
+		{
+			field: "network.deny", value: "`[\"*.invalid\"]`", where: sandbox, shows: "what the proxy answers to `curl`", base: "proxy", see: observed.tool, has: "denied by *.invalid",
+			set: network(stromboli.Network{Deny: []string{"*.invalid"}}),
 		},
 
 		{

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 
+	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/config"
 	"github.com/tomblancdev/stromboli/internal/policy"
 	"github.com/tomblancdev/stromboli/internal/sandbox"
@@ -18,8 +19,15 @@ func policyConfig(cfg *config.Config, image string) (policy.Config, error) {
 	if err != nil {
 		return policy.Config{}, fmt.Errorf("STROMBOLI_RESOURCES_CPUS: %w", err)
 	}
+	network := policy.NetworkConfig{
+		Mode: stromboli.NetworkMode(cfg.Egress.Mode), Allow: cfg.Egress.Allowlist, Deny: cfg.Egress.Deny, Bridge: cfg.Egress.Bridge,
+	}
+	if err := network.Validate(); err != nil {
+		return policy.Config{}, err
+	}
 	return policy.Config{
-		Image: image, Memory: memory, NanoCPUs: cpus, Timeout: cfg.Resources.Timeout,
+		Network: network,
+		Image:   image, Memory: memory, NanoCPUs: cpus, Timeout: cfg.Resources.Timeout,
 		AllowedVolumes: cfg.Agent.AllowedVolumes, Protected: []string{cfg.DataDir, cfg.SessionsDir(), cfg.SharedDir()}, Home: sandbox.HomePath,
 	}, nil
 }

@@ -272,7 +272,7 @@ func (s *server) open(ctx context.Context) error {
 		return err
 	}
 	s.runner = runner.New(runner.Config{
-		Store: s.store, Log: log, Sandboxes: s.boxes, Blobs: s.blobs, Model: s.model, Policy: limits,
+		Store: s.store, Log: log, Sandboxes: s.boxes, Blobs: s.blobs, Model: s.model, Connections: s.egress, Policy: limits,
 		Owner: owner(), MaxRunning: maxRunning(s.cfg, limits), MaxQueued: s.cfg.QueueMax,
 		BackgroundWait: s.cfg.Runs.BackgroundWait, Timezone: zone, Logger: s.log,
 	})

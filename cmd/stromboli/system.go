@@ -26,7 +26,7 @@ const checkTime = 3 * time.Second
 // /version.
 func capabilities() []string {
 	return []string{
-		"events", "idempotency", "stream_resume", "run_stream_post", "egress_proxy", "survives_restart",
+		"events", "idempotency", "stream_resume", "run_stream_post", "egress_proxy", "network_policy", "egress_records", "survives_restart",
 		"session_continue", "session_fork", "session_alias", "no_persistence", "env", "background_wait", "content",
 	}
 }
@@ -121,7 +121,7 @@ type doors struct{ supervisor *egress.Supervisor }
 
 // Add opens a sandbox's socket.
 func (d doors) Add(ctx context.Context, door sandbox.Door) error {
-	s := egress.Sandbox{ID: door.ID, Socket: door.Socket, Token: door.Token}
+	s := egress.Sandbox{ID: door.ID, RunID: door.RunID, Socket: door.Socket, Token: door.Token, Network: door.Reach.Network}
 	if door.Peer.Not {
 		s.NotUID, s.HasNotUID = door.Peer.UID, true
 	} else {

@@ -40,6 +40,11 @@ type Runs interface {
 	// before the run has ended it succeeds again; afterwards it returns
 	// stromboli.Conflict.
 	Cancel(ctx context.Context, p stromboli.Principal, id string, reason stromboli.Reason) (stromboli.Run, error)
+	// SetNetwork changes what a run may reach and returns what that is; durable
+	// and in force on return. stromboli.Conflict when the run has ended.
+	SetNetwork(ctx context.Context, p stromboli.Principal, id string, wish stromboli.Network) (stromboli.Network, error)
+	// Egress returns up to limit records of a run's connections after a position.
+	Egress(ctx context.Context, p stromboli.Principal, id string, after int64, limit int) ([]stromboli.EgressRecord, error)
 }
 
 // Events is what the API needs of the event log. Callers have checked by
@@ -188,6 +193,8 @@ func (a *API) routes() []route {
 		{pattern: "DELETE /jobs/{id}", acts: true, serve: a.cancelJob},
 		{pattern: "GET /jobs/{id}/events", serve: a.jobEvents},
 		{pattern: "GET /jobs/{id}/events/{seq}/data", serve: a.eventData},
+		{pattern: "GET /jobs/{id}/egress", serve: a.jobEgress},
+		{pattern: "PATCH /jobs/{id}/network", acts: true, serve: a.setNetwork},
 		{pattern: "GET /jobs/{id}/stream", serve: a.jobStream},
 		{pattern: "GET /health", open: true, serve: a.health},
 		{pattern: "GET /livez", open: true, serve: a.livez},

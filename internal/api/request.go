@@ -30,7 +30,7 @@ func contract() vocabulary {
 // notSupportedYet names the contract's fields that this version refuses.
 func notSupportedYet(path string) bool {
 	switch path {
-	case "webhook_url", "network", "bindings", "permission_prompts", "workspace", "keep",
+	case "webhook_url", "bindings", "permission_prompts", "workspace", "keep",
 		"podman.secrets_env", "podman.lifecycle", "podman.environment":
 		return true
 	}
@@ -138,7 +138,7 @@ func onlyParams(q url.Values, names ...string) error {
 	for _, name := range slices.Sorted(maps.Keys(q)) {
 		switch {
 		case !slices.Contains(names, name):
-			return stromboli.FieldError(join("", name), "unknown parameter; POST /run/stream takes every option")
+			return stromboli.FieldError(join("", name), "unknown parameter; it is one of %s", strings.Join(names, ", "))
 		case len(q[name]) > 1:
 			return stromboli.FieldError(name, "is given %d times", len(q[name]))
 		}

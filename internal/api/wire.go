@@ -48,6 +48,7 @@ type jobResponse struct {
 	result
 	Kind      stromboli.Kind    `json:"kind"`
 	Metadata  map[string]string `json:"metadata,omitempty"`
+	Network   stromboli.Network `json:"network"`
 	CreatedAt time.Time         `json:"created_at"`
 	UpdatedAt time.Time         `json:"updated_at"`
 }
@@ -103,7 +104,7 @@ func failureText(run stromboli.Run) string {
 func toJob(run stromboli.Run) jobResponse {
 	return jobResponse{
 		ID: stromboli.JobID(run.ID), Status: run.Status, result: resultOf(run), Kind: run.Kind,
-		Metadata: run.Spec.Metadata, CreatedAt: run.CreatedAt.UTC(), UpdatedAt: run.UpdatedAt.UTC(),
+		Metadata: run.Spec.Metadata, Network: run.Network, CreatedAt: run.CreatedAt.UTC(), UpdatedAt: run.UpdatedAt.UTC(),
 	}
 }
 

@@ -138,6 +138,19 @@ type Egress struct {
 	// Allow exempts host:port targets from the rule that only public
 	// addresses may be reached, comma-separated.
 	Allow []string `env:"ALLOW"`
+	// Mode is what runs reach that don't say, and the most that one may ask for:
+	// open (every public host), allowlist (the hosts of Allowlist), model (the
+	// model's API alone) or none.
+	Mode string `env:"MODE" envDefault:"open"`
+	// Allowlist are the hosts of the mode allowlist, for runs that name none
+	// themselves, comma-separated: github.com, *.pypi.org:443, 192.0.2.0/24.
+	// Where Mode is allowlist a run can't name others.
+	Allowlist []string `env:"ALLOWLIST"`
+	// Deny are hosts that no run reaches, comma-separated, as for Allowlist.
+	Deny []string `env:"DENY"`
+	// Bridge lets runs ask for the network mode bridge, which is neither
+	// filtered nor recorded.
+	Bridge bool `env:"BRIDGE"`
 	// External: another service starts `stromboli egress`, such as a second
 	// container beside the server's. The server waits for it and never ends it.
 	External bool `env:"EXTERNAL"`

@@ -30,6 +30,7 @@ func TestDefaults(t *testing.T) {
 		Resources: Resources{Memory: "512m", CPUs: "1", Timeout: 30 * time.Minute},
 		Runs:      Runs{BackgroundWait: time.Minute},
 		Jobs:      got.Jobs,
+		Egress:    Egress{Mode: "open"},
 		Log:       Log{Format: "text", Level: "info"},
 		QueueMax:  1000, OrphanTimeout: 10 * time.Minute,
 	}
@@ -49,7 +50,8 @@ func TestEveryVariable(t *testing.T) {
 		"STROMBOLI_AGENT_TIMEZONE": "local", "STROMBOLI_AGENT_SECRETS_FILE": "/s", "STROMBOLI_AGENT_CREDENTIALS_FILE": "/f", "STROMBOLI_RESOURCES_MEMORY": "1g",
 		"STROMBOLI_RESOURCES_CPUS": "2", "STROMBOLI_RESOURCES_TIMEOUT": "1m", "STROMBOLI_RESOURCES_ALLOW_UNENFORCED": "true",
 		"STROMBOLI_RUNS_MAX": "3", "STROMBOLI_RUNS_BACKGROUND_WAIT": "2s", "STROMBOLI_JOBS_CLEANUP_TTL": "2h",
-		"STROMBOLI_JOBS_CLEANUP_INTERVAL": "2m", "STROMBOLI_EGRESS_ALLOW": "h:1,h:2", "STROMBOLI_LOG_FORMAT": "json",
+		"STROMBOLI_JOBS_CLEANUP_INTERVAL": "2m", "STROMBOLI_EGRESS_ALLOW": "h:1,h:2", "STROMBOLI_EGRESS_MODE": "model",
+		"STROMBOLI_EGRESS_ALLOWLIST": "a", "STROMBOLI_EGRESS_DENY": "b", "STROMBOLI_EGRESS_BRIDGE": "true", "STROMBOLI_LOG_FORMAT": "json",
 		"STROMBOLI_LOG_LEVEL": "debug", "STROMBOLI_QUEUE_MAX": "5", "STROMBOLI_ORPHAN_TIMEOUT": "7m",
 	}
 	var environ []string

@@ -49,6 +49,8 @@ const (
 	// NetworkNone is a network of its own with nothing but loopback. It is also
 	// what the empty value means.
 	NetworkNone Network = "none"
+	// NetworkBridge is the engine's default network, by a device of its own.
+	NetworkBridge Network = "bridge"
 	// NetworkHost is the host's own network; only for comparisons and builds.
 	NetworkHost Network = "host"
 )

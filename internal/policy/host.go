@@ -33,7 +33,7 @@ func ParseHost(s string) (string, netip.Addr, error) {
 	name := strings.ToLower(strings.TrimSuffix(s, "."))
 	labels := strings.Split(name, ".")
 	for _, label := range labels {
-		if label == "" || len(label) > 63 {
+		if label == "" || len(label) > 63 || label[0] == '-' {
 			return "", netip.Addr{}, fmt.Errorf("host %.80q: not a name", s)
 		}
 		for i := range len(label) {

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 
@@ -27,13 +28,13 @@ type NetworkConfig struct {
 // Validate reports the first fault of c.
 func (c NetworkConfig) Validate() error {
 	if c.mode() == stromboli.NetworkBridge || width(c.mode()) < 0 {
-		return stromboli.FieldError("mode", "%s is none of %s", quote(string(c.Mode)), "none, model, allowlist, open")
+		return fmt.Errorf("STROMBOLI_EGRESS_MODE: %q is none of open, allowlist, model, none", c.Mode)
 	}
 	if _, i, err := ParseHosts(c.Allow); err != nil {
-		return stromboli.FieldError("allow", "entry %d: %v", i+1, err)
+		return fmt.Errorf("STROMBOLI_EGRESS_ALLOWLIST: entry %d: %w", i+1, err)
 	}
 	if _, i, err := ParseHosts(c.Deny); err != nil {
-		return stromboli.FieldError("deny", "entry %d: %v", i+1, err)
+		return fmt.Errorf("STROMBOLI_EGRESS_DENY: entry %d: %w", i+1, err)
 	}
 	return nil
 }
@@ -52,13 +53,10 @@ func width(m stromboli.NetworkMode) int {
 	}, m)
 }
 
-// Network is the complete network of a request, nil for none: a mode, and
-// lists in canonical form. A request can only narrow what configuration
+// Network is the complete network of a request: a mode, and lists in canonical
+// form. A request can only narrow what configuration
 // permits; errors name its field.
-func (c NetworkConfig) Network(wish *stromboli.Network) (stromboli.Network, error) {
-	if wish == nil {
-		wish = &stromboli.Network{}
-	}
+func (c NetworkConfig) Network(wish stromboli.Network) (stromboli.Network, error) {
 	n := stromboli.Network{Mode: wish.Mode}
 	switch {
 	case n.Mode == "" && len(wish.Allow) > 0:
@@ -105,11 +103,15 @@ func (c NetworkConfig) Network(wish *stromboli.Network) (stromboli.Network, erro
 	if err != nil {
 		return n, err
 	}
-	n.Deny = append(always, deny...).Strings()
+	for _, p := range append(always, deny...).Strings() {
+		if !slices.Contains(n.Deny, p) { // a network that is judged again has them
+			n.Deny = append(n.Deny, p)
+		}
+	}
 	return n, nil
 }
 
-func (c NetworkConfig) bridge(wish *stromboli.Network) (stromboli.Network, error) {
+func (c NetworkConfig) bridge(wish stromboli.Network) (stromboli.Network, error) {
 	n := stromboli.Network{Mode: stromboli.NetworkBridge}
 	switch {
 	case !c.Bridge:

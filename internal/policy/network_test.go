@@ -73,29 +73,29 @@ func TestNetwork(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		config NetworkConfig
-		wish   *net
+		wish   net
 		want   net
 		field  string
 	}{
-		{"nothing", open, nil, net{Mode: "open"}, ""},
-		{"narrower", open, &net{Mode: "model"}, net{Mode: "model"}, ""},
-		{"allow alone is an allowlist", open, &net{Allow: []string{"A.example:443"}}, net{Mode: "allowlist", Allow: []string{"a.example:443"}}, ""},
-		{"deny", open, &net{Deny: []string{"a.example"}}, net{Mode: "open", Deny: []string{"a.example"}}, ""},
-		{"the list of configuration", list, nil, net{Mode: "allowlist", Allow: []string{"*.example:443", "b.test"}, Deny: []string{"bad.example"}}, ""},
-		{"within it", list, &net{Allow: []string{"*.a.example:443", "b.test:22"}, Deny: []string{"c.example"}}, net{Mode: "allowlist", Allow: []string{"*.a.example:443", "b.test:22"}, Deny: []string{"bad.example", "c.example"}}, ""},
-		{"model where the list is the widest", list, &net{Mode: "model"}, net{Mode: "model", Deny: []string{"bad.example"}}, ""},
-		{"wider than configuration", list, &net{Mode: "open"}, net{}, "network.mode"},
-		{"another host", list, &net{Allow: []string{"b.test", "c.test"}}, net{}, "network.allow[1]"},
-		{"another port", list, &net{Allow: []string{"a.example"}}, net{}, "network.allow[0]"},
-		{"the names above", list, &net{Allow: []string{"*.test"}}, net{}, "network.allow[0]"},
-		{"unknown", open, &net{Mode: "wide"}, net{}, "network.mode"},
-		{"allow without its mode", open, &net{Mode: "open", Allow: []string{"a.example"}}, net{}, "network.allow"},
-		{"bad pattern", open, &net{Deny: []string{"a.example", "*"}}, net{}, "network.deny[1]"},
-		{"too many", open, &net{Deny: make([]string, 257)}, net{}, "network.deny"},
-		{"bridge", open, &net{Mode: "bridge"}, net{}, "network.mode"},
-		{"bridge by name", NetworkConfig{Bridge: true}, &net{Mode: "bridge"}, net{Mode: "bridge"}, ""},
-		{"bridge is not filtered", NetworkConfig{Bridge: true}, &net{Mode: "bridge", Deny: []string{"a.example"}}, net{}, "network.deny"},
-		{"allow under model", NetworkConfig{Mode: "model"}, &net{Allow: []string{"a.example"}}, net{}, "network.mode"},
+		{"nothing", open, net{}, net{Mode: "open"}, ""},
+		{"narrower", open, net{Mode: "model"}, net{Mode: "model"}, ""},
+		{"allow alone is an allowlist", open, net{Allow: []string{"A.example:443"}}, net{Mode: "allowlist", Allow: []string{"a.example:443"}}, ""},
+		{"deny", open, net{Deny: []string{"a.example"}}, net{Mode: "open", Deny: []string{"a.example"}}, ""},
+		{"the list of configuration", list, net{}, net{Mode: "allowlist", Allow: []string{"*.example:443", "b.test"}, Deny: []string{"bad.example"}}, ""},
+		{"within it", list, net{Allow: []string{"*.a.example:443", "b.test:22"}, Deny: []string{"c.example"}}, net{Mode: "allowlist", Allow: []string{"*.a.example:443", "b.test:22"}, Deny: []string{"bad.example", "c.example"}}, ""},
+		{"model where the list is the widest", list, net{Mode: "model"}, net{Mode: "model", Deny: []string{"bad.example"}}, ""},
+		{"wider than configuration", list, net{Mode: "open"}, net{}, "network.mode"},
+		{"another host", list, net{Allow: []string{"b.test", "c.test"}}, net{}, "network.allow[1]"},
+		{"another port", list, net{Allow: []string{"a.example"}}, net{}, "network.allow[0]"},
+		{"the names above", list, net{Allow: []string{"*.test"}}, net{}, "network.allow[0]"},
+		{"unknown", open, net{Mode: "wide"}, net{}, "network.mode"},
+		{"allow without its mode", open, net{Mode: "open", Allow: []string{"a.example"}}, net{}, "network.allow"},
+		{"bad pattern", open, net{Deny: []string{"a.example", "*"}}, net{}, "network.deny[1]"},
+		{"too many", open, net{Deny: make([]string, 257)}, net{}, "network.deny"},
+		{"bridge", open, net{Mode: "bridge"}, net{}, "network.mode"},
+		{"bridge by name", NetworkConfig{Bridge: true}, net{Mode: "bridge"}, net{Mode: "bridge"}, ""},
+		{"bridge is not filtered", NetworkConfig{Bridge: true}, net{Mode: "bridge", Deny: []string{"a.example"}}, net{}, "network.deny"},
+		{"allow under model", NetworkConfig{Mode: "model"}, net{Allow: []string{"a.example"}}, net{}, "network.mode"},
 	} {
 		got, err := c.config.Network(c.wish)
 		if c.field != "" {

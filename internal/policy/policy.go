@@ -44,6 +44,9 @@ type Config struct {
 	// directory, the engine's socket.
 	Protected []string
 
+	// Network is what sandboxes may reach at most.
+	Network NetworkConfig
+
 	// Home is the agent's home in the sandbox; volumes stay away from it.
 	Home string
 }
@@ -59,6 +62,8 @@ type Plan struct {
 	// of the one that covers Workdir, or -1.
 	Mounts       []Mount
 	WorkdirMount int
+
+	Network stromboli.Network // complete
 
 	MemoryBytes int64
 	NanoCPUs    int64
@@ -86,6 +91,7 @@ func Check(spec stromboli.RunSpec, c Config) (Plan, error) {
 		func() error { return p.timeouts(spec, c.Timeout) },
 		func() error { return checkWait(spec.BackgroundWait) },
 		func() error { return p.mounts(spec.Podman.Volumes, c) },
+		func() (err error) { p.Network, err = c.Network.Network(spec.Network); return err },
 	} {
 		if err := check(); err != nil {
 			return Plan{}, err

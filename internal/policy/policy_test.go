@@ -28,7 +28,8 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Plan{
-		Prompt: "hi", Workdir: "/workspace", Image: "localhost/agent:1", WorkdirMount: -1,
+		Network: stromboli.Network{Mode: stromboli.NetworkOpen},
+		Prompt:  "hi", Workdir: "/workspace", Image: "localhost/agent:1", WorkdirMount: -1,
 		MemoryBytes: 512 << 20, NanoCPUs: 1e9, SandboxTimeout: 30 * time.Minute,
 	}
 	if d := cmp.Diff(want, got); d != "" {
@@ -51,6 +52,7 @@ func TestPlan(t *testing.T) {
 	}
 	got.Prompt = ""
 	want := Plan{
+		Network: stromboli.Network{Mode: stromboli.NetworkOpen},
 		Workdir: "/src/app/sub", Image: "registry.example:5000/Team/img@sha256:abc",
 		Mounts: []Mount{
 			{Source: "/data/cache", Target: "/src/app/cache", ReadOnly: true, Field: "podman.volumes[0]", Within: "/src/app"},

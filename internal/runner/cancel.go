@@ -22,8 +22,13 @@ func (e *execution) attach(box *sandbox.Sandbox) {
 	e.running = box
 	e.calls, e.endCalls = context.WithCancel(context.Background())
 	calls, wish := e.calls, e.wish
-	e.stopping.Add(1)
+	e.stopping.Add(2)
 	e.mu.Unlock()
+	records := newRecordReader(e)
+	go func() {
+		defer e.stopping.Done()
+		records.follow(calls)
+	}()
 	go func() {
 		defer e.stopping.Done()
 		e.guard(calls, box)
@@ -80,6 +85,7 @@ func (e *execution) guard(ctx context.Context, box *sandbox.Sandbox) {
 			continue
 		}
 		box.MarkOverdue()
+		e.closeConnections(ctx)
 		discard, cancel := context.WithTimeout(ctx, discardTime)
 		err := e.r.cfg.Sandboxes.Discard(discard, box.ID)
 		cancel()

@@ -81,6 +81,9 @@ type execution struct {
 	// that was answered beats the result.
 	ending sync.Mutex
 
+	networks sync.Mutex // held while the network is changed
+	network  stromboli.Network
+
 	mu       sync.Mutex
 	wish     stromboli.Reason        // why the run is to be cancelled, empty while it isn't
 	abort    context.CancelCauseFunc // ends the making of a sandbox
@@ -96,7 +99,7 @@ func newExecution(r *Runner, run stromboli.Run) *execution {
 		before = max(r.now().Sub(run.StartedAt), 0)
 	}
 	return &execution{
-		r: r, id: run.ID, row: run, wish: run.CancelReason, hurry: make(chan struct{}, 1), began: time.Now().Add(-before),
+		r: r, id: run.ID, row: run, network: run.Network, wish: run.CancelReason, hurry: make(chan struct{}, 1), began: time.Now().Add(-before),
 		log: r.log.With("run", run.ID),
 	}
 }
@@ -199,6 +202,9 @@ func (e *execution) execute(ctx context.Context) (stromboli.Outcome, error) {
 		return e.failed(stromboli.ReasonNotEnforced, err), nil
 	}
 	e.plan = plan
+	if err := e.allowed(); err != nil {
+		return e.failed(stromboli.ReasonNotEnforced, err), nil
+	}
 	e.turn, e.exit, e.closed, e.background = claude.NewTurn(e.row.Spec.Claude), nil, false, nil
 	if e.row.AgentStarted {
 		err = e.reattach(ctx)

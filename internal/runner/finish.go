@@ -87,6 +87,9 @@ func (e *execution) finish(ctx context.Context, out stromboli.Outcome) error {
 	if e.exit != nil && e.exit.Cause == causeBackground {
 		f.Events = append(f.Events, event(stromboli.EventBackgroundEnded, stromboli.BackgroundEndedData{Tasks: e.waitedFor}))
 	}
+	if err := e.lastRecords(ctx); err != nil {
+		e.warn(&f, "egress_records_incomplete", err)
+	}
 	old, err := e.saveTranscript(ctx, &f)
 	if err != nil {
 		return err

@@ -65,6 +65,8 @@ type world struct {
 	data   string
 	cli    string
 
+	network // what egress knows
+
 	down    atomic.Pointer[string] // the engine's method that fails; "": all
 	unready atomic.Bool            // the model has no credential
 }
@@ -143,7 +145,7 @@ func (w *world) tryStart(o options) (*life, error) {
 	}
 	l := &life{w: w, store: st, faults: o.faults, log: eventlog.New(st)}
 	l.boxes = sandbox.New(sandbox.Config{
-		Engine: oomEngine{w.engine, o.oom}, Info: info, DataDir: w.data, Instance: "test", Shim: "/proc/self/exe", CLI: w, Egress: w,
+		Engine: oomEngine{w.engine, o.oom}, Info: info, DataDir: w.data, Instance: "test", Shim: "/proc/self/exe", CLI: w, Egress: &w.network,
 		OrphanTimeout: o.orphan, Logger: log,
 	})
 	if l.faults == nil {
@@ -151,7 +153,7 @@ func (w *world) tryStart(o options) (*life, error) {
 	}
 	l.faults.Store, l.faults.cancel = st, cancel
 	l.Runner = runner.New(runner.Config{
-		Store: l.faults, Log: faultyLog{l.log, l.faults}, Sandboxes: l.boxes, Blobs: blobs, Model: w,
+		Store: l.faults, Log: faultyLog{l.log, l.faults}, Sandboxes: l.boxes, Blobs: blobs, Model: w, Connections: &w.network,
 		Policy: policy.Config{Image: image, Memory: 64 << 20, NanoCPUs: 1e9, Timeout: time.Minute, Home: sandbox.HomePath},
 		Owner:  "test", MaxRunning: o.max, MaxQueued: o.queue, BackgroundWait: o.background, Now: o.now, Logger: log,
 	})
@@ -198,10 +200,6 @@ func (w testWriter) Write(b []byte) (int, error) {
 // world is also what a server needs of others.
 
 func (w *world) Build(context.Context, string) (dir, loader string, err error) { return w.cli, "", nil }
-
-func (w *world) Add(context.Context, sandbox.Door) error { return nil }
-
-func (w *world) Remove(context.Context, string) error { return nil }
 
 func (w *world) Ready(context.Context) (string, error) {
 	if w.unready.Load() {

@@ -39,6 +39,10 @@ func TestDeathAtEachWrite(t *testing.T) {
 			if n := w.starts(run); n != 1 || run.Outcome.Output != "hello" {
 				t.Errorf("write %d, before %v: %d starts, output %q", at, before, n, run.Outcome.Output)
 			}
+			// An attempt that began anew has a sandbox of its own, with its own records.
+			if hosts := strings.Join(l.recorded(id), " "); !strings.HasSuffix(hosts, "first last") || strings.Count(hosts, "last") != 1 {
+				t.Errorf("write %d, before %v: records %q", at, before, hosts)
+			}
 			var lines []string
 			events, err := l.store.Events(t.Context(), id, 0, 1000)
 			must(t, err)

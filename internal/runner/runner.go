@@ -35,6 +35,8 @@ type Store interface {
 	Takeover(ctx context.Context, id, owner string) (epoch int64, err error)
 	UpdateRun(ctx context.Context, id string, epoch int64, u stromboli.RunUpdate) ([]stromboli.Event, error)
 	RequestCancel(ctx context.Context, c stromboli.CancelRequest) (stromboli.Run, error)
+	SetNetwork(ctx context.Context, tenant, id string, n stromboli.Network) (stromboli.Run, error)
+	EgressRecords(ctx context.Context, runID string, after int64, limit int) ([]stromboli.EgressRecord, error)
 	FinishRun(ctx context.Context, id string, epoch int64, f stromboli.RunFinish) ([]stromboli.Event, error)
 	GetSession(ctx context.Context, tenant, id string) (stromboli.Session, error)
 }
@@ -84,6 +86,17 @@ type Model interface {
 	Ready(ctx context.Context) (kind string, err error)
 }
 
+// Connections tells of the connections of sandboxes.
+type Connections interface {
+	// Records returns a sandbox's records after a position, in order and without
+	// gaps, at most limit. It waits for one for so long. Up to the position they
+	// are forgotten.
+	Records(ctx context.Context, sandboxID string, after int64, limit int, wait time.Duration) ([]stromboli.EgressRecord, error)
+	// Close ends a sandbox's connections and lets no more begin. Records then
+	// returns what is left without waiting.
+	Close(ctx context.Context, sandboxID string) error
+}
+
 // Config is what a Runner needs.
 type Config struct {
 	Store     Store
@@ -91,7 +104,9 @@ type Config struct {
 	Sandboxes Sandboxes
 	Blobs     Blobs
 	Model     Model
-	Policy    policy.Config
+	// Connections are what sandboxes do on the network.
+	Connections Connections
+	Policy      policy.Config
 
 	Owner          string        // names this server in the rows that it executes
 	MaxRunning     int           // runs executed at once

@@ -61,6 +61,9 @@ func (e *execution) start(ctx context.Context) error {
 		return fmt.Errorf("making the sandbox: %w", err)
 	}
 	e.attach(box) //nolint:contextcheck // what is told to a sandbox ends with detach
+	if err := e.keepReach(create, spec.Reach); err != nil {
+		return err
+	}
 	if err := e.prepare(create); err != nil {
 		return err
 	}
@@ -69,9 +72,6 @@ func (e *execution) start(ctx context.Context) error {
 	}
 	return e.startAgent(create, kind, session, 0)
 }
-
-// reach is what the run's sandbox reaches.
-func (e *execution) reach() sandbox.Reach { return sandbox.Reach{Tenant: e.row.Tenant} }
 
 // credential returns the kind of the model's credential.
 func (e *execution) credential(ctx context.Context) (string, error) {
@@ -161,11 +161,15 @@ func (e *execution) reattach(ctx context.Context) error {
 	if err != nil {
 		kind = claude.APIKey // the agent runs already; its placeholder is given
 	}
-	box, err := e.r.cfg.Sandboxes.Adopt(ctx, e.row.SandboxID, e.reach())
+	reach := e.reach()
+	box, err := e.r.cfg.Sandboxes.Adopt(ctx, e.row.SandboxID, reach)
 	if err != nil {
 		return err
 	}
 	e.attach(box) //nolint:contextcheck // what is told to a sandbox ends with detach
+	if err := e.keepReach(ctx, reach); err != nil {
+		return err
+	}
 	session, err := e.session(ctx)
 	if err != nil {
 		return err

@@ -42,7 +42,7 @@ func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.
 	n := stromboli.NewRun{
 		Run: stromboli.Run{
 			ID: stromboli.NewRunID(now), Tenant: p.Tenant, CreatedBy: p.Name, Kind: s.Kind, Spec: s.Spec,
-			Owner: r.cfg.Owner, CreatedAt: now, UpdatedAt: now, Warnings: checked.Warnings,
+			Owner: r.cfg.Owner, CreatedAt: now, UpdatedAt: now, Warnings: checked.Warnings, Network: plan.Network,
 		},
 		MaxQueued: r.cfg.MaxQueued,
 	}
@@ -74,6 +74,7 @@ func (r *Runner) check(ctx context.Context, plan policy.Plan, o stromboli.Claude
 		return sandbox.Plan{}, err
 	}
 	checked.Warnings = append(slices.Clone(checked.Warnings), claude.Advice(o)...)
+	checked.Warnings = append(checked.Warnings, networkAdvice(plan.Network)...)
 	return checked, nil
 }
 

@@ -278,6 +278,9 @@ func (m *Manager) containerSpec(s Spec, rec record, checked Plan, cli, loader st
 		Network: engine.NetworkNone, LabelDisable: m.cfg.Info.SELinux,
 		MemoryBytes: s.Plan.MemoryBytes, NanoCPUs: s.Plan.NanoCPUs, CPUShares: s.Plan.CPUShares, PidsLimit: pidsLimit,
 	}
+	if s.Reach.Network.Mode == stromboli.NetworkBridge {
+		spec.Network = engine.NetworkBridge
+	}
 	if m.cfg.Info.Rootless {
 		spec.UserNS = engine.UserNS{KeepID: true, UID: rec.UID, GID: rec.GID}
 	}

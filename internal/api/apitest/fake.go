@@ -192,6 +192,35 @@ func (f *Fake) Cancel(_ context.Context, p stromboli.Principal, id string, reaso
 	return r.run, nil
 }
 
+// SetNetwork implements api.Runs; it takes every mode.
+func (f *Fake) SetNetwork(_ context.Context, p stromboli.Principal, id string, wish stromboli.Network) (stromboli.Network, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r, ok := f.runs[id]
+	switch {
+	case !ok || r.run.Tenant != p.Tenant:
+		return stromboli.Network{}, stromboli.Errorf(stromboli.NotFound, "there is no job %s", stromboli.JobID(id))
+	case r.run.Status.Terminal():
+		return stromboli.Network{}, stromboli.Errorf(stromboli.Conflict, "the job has finished already")
+	case wish.Mode == "wide":
+		return stromboli.Network{}, stromboli.FieldError("network.mode", "is unknown")
+	}
+	r.run.Network = wish
+	return wish, nil
+}
+
+// Egress implements api.Runs: each run has three records.
+func (f *Fake) Egress(ctx context.Context, p stromboli.Principal, id string, after int64, limit int) ([]stromboli.EgressRecord, error) {
+	if _, err := f.Get(ctx, p, id); err != nil {
+		return nil, err
+	}
+	var records []stromboli.EgressRecord
+	for seq := after + 1; seq <= 3 && len(records) < limit; seq++ {
+		records = append(records, stromboli.EgressRecord{Seq: seq, RunID: id, Kind: "connect", Host: "a.example", Port: 443, Verdict: stromboli.EgressAllowed})
+	}
+	return records, nil
+}
+
 // Cancels lists the reasons of all cancellations so far.
 func (f *Fake) Cancels() []stromboli.Reason {
 	f.mu.Lock()
