@@ -49,8 +49,11 @@ func runHelper(args []string, in io.Reader, out io.Writer) error {
 	if err := checkIDs(req.UID, req.GID); err != nil {
 		return err
 	}
-	if op(args[0]) == opMounts {
+	switch op(args[0]) {
+	case opMounts:
 		return statTargets(req, out)
+	case opAttest:
+		return attest(req, out)
 	}
 	if err := become(req.UID, req.GID); err != nil {
 		return err
@@ -187,9 +190,18 @@ func readFile(req fileRequest, out io.Writer) error {
 	return nil
 }
 
-// statTargets looks at the targets as root first, since the agent may not be
-// allowed to, and then as the agent at those where root may not look.
 func statTargets(req fileRequest, out io.Writer) error {
+	list, err := stats(req)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(out).Encode(list)
+}
+
+// stats looks at the targets as root first, since the agent may not be
+// allowed to, and then, having become the agent, at those where root may not
+// look.
+func stats(req fileRequest) ([]MountStat, error) {
 	stats := make([]MountStat, len(req.Targets))
 	look := func() {
 		for i, target := range req.Targets {
@@ -207,10 +219,10 @@ func statTargets(req fileRequest, out io.Writer) error {
 	}
 	look()
 	if err := become(req.UID, req.GID); err != nil {
-		return err
+		return nil, err
 	}
 	look()
-	return json.NewEncoder(out).Encode(stats)
+	return stats, nil
 }
 
 // helperArgs is the command line of a helper.

@@ -38,7 +38,7 @@ func (l *link) request(req request) {
 			close(l.in.exit)
 		}
 		return
-	case opWriteFile, opReadFile, opMounts:
+	case opWriteFile, opReadFile, opMounts, opAttest:
 		if req.File == nil {
 			break
 		}
@@ -173,8 +173,12 @@ func (l *link) help(c *fileCall, req request) (any, error) {
 		return nil, l.receiveFile(c, p)
 	case opReadFile:
 		return nil, l.sendFile(c, p)
+	case opAttest:
+		var facts Facts
+		return told(p, &facts)
 	default:
-		return l.mounts(p)
+		var stats []MountStat
+		return told(p, &stats)
 	}
 }
 
@@ -218,14 +222,14 @@ func (l *link) sendFile(c *fileCall, p *helperProcess) error {
 	}
 }
 
-func (l *link) mounts(p *helperProcess) (any, error) {
-	var stats []MountStat
-	err := json.NewDecoder(io.LimitReader(p.out, maxFrame/2)).Decode(&stats)
+// told returns what a helper has found out.
+func told[T any](p *helperProcess, what *T) (any, error) {
+	err := json.NewDecoder(io.LimitReader(p.out, maxFrame/2)).Decode(what)
 	if err != nil {
 		p.abort()
 	}
 	if werr := p.wait(); werr != nil {
 		return nil, werr
 	}
-	return stats, err
+	return what, err
 }

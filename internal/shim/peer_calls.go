@@ -216,6 +216,23 @@ func (p *Peer) Mounts(ctx context.Context, targets []string, uid, gid int) ([]Mo
 	return stats, nil
 }
 
+// Attest tells what is in force in the sandbox, for uid and gid as the agent's,
+// and what the targets are, as Mounts does.
+func (p *Peer) Attest(ctx context.Context, targets []string, uid, gid int) (Facts, error) {
+	var f Facts
+	b, err := p.call(ctx, request{Op: opAttest, File: &fileRequest{Targets: targets, UID: uid, GID: gid}})
+	if err != nil {
+		return f, err
+	}
+	if err := json.Unmarshal(b, &f); err != nil {
+		return f, fmt.Errorf("attest: malformed answer: %w", err)
+	}
+	if len(f.Targets) != len(targets) {
+		return f, fmt.Errorf("attest: %d answers to %d questions", len(f.Targets), len(targets))
+	}
+	return f, nil
+}
+
 // WriteFile replaces a file in the sandbox as uid and gid, making its missing
 // parents: whole or not at all, and synced on return. A cut connection is
 // repeated if r is an io.Seeker, else it is ErrInterrupted.

@@ -94,6 +94,7 @@ const (
 	opWriteFile  op = "write_file"
 	opReadFile   op = "read_file"
 	opMounts     op = "mounts"
+	opAttest     op = "attest"
 )
 
 // request is a call of the server's. Calls that need no stream of their own

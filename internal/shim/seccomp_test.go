@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"slices"
 	"syscall"
 	"testing"
 
@@ -8,7 +9,7 @@ import (
 )
 
 // judge runs a filter as the kernel does.
-func judge(t *testing.T, prog []unix.SockFilter, arch, nr uint32, arg0 uint32) uint32 {
+func judge(t *testing.T, prog []unix.SockFilter, arch, nr uint32, args [2]uint32) uint32 {
 	t.Helper()
 	var acc uint32
 	for pc := 0; pc < len(prog); pc++ {
@@ -16,7 +17,10 @@ func judge(t *testing.T, prog []unix.SockFilter, arch, nr uint32, arg0 uint32) u
 		taken := false
 		switch in.Code {
 		case unix.BPF_LD | unix.BPF_W | unix.BPF_ABS:
-			acc = map[uint32]uint32{dataNr: nr, dataArch: arch, dataArg0: arg0}[in.K]
+			acc = map[uint32]uint32{dataNr: nr, dataArch: arch, dataArg0: args[0], dataArg1: args[1]}[in.K]
+			continue
+		case unix.BPF_ALU | unix.BPF_AND | unix.BPF_K:
+			acc &= in.K
 			continue
 		case unix.BPF_RET | unix.BPF_K:
 			return in.K
@@ -51,7 +55,7 @@ func TestFilter(t *testing.T) {
 		if want != pass {
 			want |= unix.SECCOMP_RET_ERRNO
 		}
-		if got := judge(t, prog, arch, uint32(nr), arg0); got != want {
+		if got := judge(t, prog, arch, uint32(nr), [2]uint32{arg0, unix.SOCK_STREAM | unix.SOCK_CLOEXEC}); got != want {
 			t.Errorf("%s (arch %#x, call %d, argument %#x): %#x, want %#x", what, arch, nr, arg0, got, want)
 		}
 	}
@@ -76,7 +80,17 @@ func TestFilter(t *testing.T) {
 			check("user namespace and more", a.arch, nr, unix.CLONE_NEWUSER|unix.CLONE_NEWNS|unix.CLONE_VM, no(unix.EPERM))
 		}
 		check("clone3", a.arch, sysClone3, 0, no(unix.ENOSYS))
-		check("io_uring", a.arch, sysIOUringSetup, 0, no(unix.ENOSYS))
+		for _, nr := range refusedEverywhere() {
+			check("refused everywhere", a.arch, int32(nr), 0, no(unix.ENOSYS))
+		}
+		for _, nr := range a.refused {
+			check("refused", a.arch, int32(nr), 0, no(unix.EPERM))
+		}
+		for family, want := range map[uint32]uint32{unix.AF_INET: uint32(unix.SECCOMP_RET_ERRNO) | no(unix.EPERM), unix.AF_INET6: uint32(unix.SECCOMP_RET_ERRNO) | no(unix.EPERM), unix.AF_NETLINK: pass} {
+			if got := judge(t, prog, a.arch, uint32(a.socket), [2]uint32{family, unix.SOCK_RAW | unix.SOCK_NONBLOCK}); got != want {
+				t.Errorf("raw socket of family %d: %#x", family, got)
+			}
+		}
 		check("another call", a.arch, 0, unix.AF_VSOCK, pass)
 		if a.x32 {
 			check("the x32 ABI", a.arch, x32Bit+a.socket, unix.AF_VSOCK, no(unix.ENOSYS))
@@ -85,7 +99,19 @@ func TestFilter(t *testing.T) {
 	check("another architecture", 0x80000016, 1, 0, no(unix.ENOSYS))
 	// The running machine's own numbers are those of the table.
 	if archs[0].socket != unix.SYS_SOCKET || archs[0].clone != unix.SYS_CLONE || archs[0].unshare != unix.SYS_UNSHARE ||
-		archs[0].socketpair != unix.SYS_SOCKETPAIR || sysClone3 != unix.SYS_CLONE3 || sysIOUringSetup != unix.SYS_IO_URING_SETUP {
+		archs[0].socketpair != unix.SYS_SOCKETPAIR || sysClone3 != unix.SYS_CLONE3 {
 		t.Errorf("numbers: %+v", archs[0])
+	}
+	if want := []uint32{
+		unix.SYS_BPF, unix.SYS_PERF_EVENT_OPEN, unix.SYS_USERFAULTFD, unix.SYS_KEYCTL, unix.SYS_ADD_KEY, unix.SYS_REQUEST_KEY,
+		unix.SYS_MOUNT, unix.SYS_UMOUNT2, unix.SYS_PIVOT_ROOT, unix.SYS_SETNS,
+	}; !slices.Equal(archs[0].refused, want) {
+		t.Errorf("refused: %v, want %v", archs[0].refused, want)
+	}
+	if want := []uint32{
+		unix.SYS_IO_URING_SETUP, unix.SYS_IO_URING_ENTER, unix.SYS_IO_URING_REGISTER, unix.SYS_OPEN_TREE, unix.SYS_MOVE_MOUNT, unix.SYS_FSOPEN,
+		unix.SYS_FSCONFIG, unix.SYS_FSMOUNT, unix.SYS_FSPICK, unix.SYS_MOUNT_SETATTR,
+	}; !slices.Equal(refusedEverywhere(), want) {
+		t.Errorf("refused everywhere: %v, want %v", refusedEverywhere(), want)
 	}
 }
