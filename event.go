@@ -115,6 +115,8 @@ type StartedData struct {
 	ImageDigest string `json:"image_digest,omitempty"`
 	UID         int    `json:"uid"`
 	GID         int    `json:"gid"`
+	// Attestation is what is in force, in short.
+	Attestation *AttestationSummary `json:"attestation,omitempty"`
 }
 
 // CutData stands in for an event's data above MaxInlineData.

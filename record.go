@@ -84,6 +84,8 @@ type RunUpdate struct {
 	// Egress are records of the present sandbox's connections, the one after the
 	// run's EgressSeq first. A new SandboxID begins anew.
 	Egress []EgressRecord
+	// Attestation is what is in force for the run's sandbox.
+	Attestation *Attestation
 }
 
 // CancelRequest is the wish to end a run; a pending one ends at once.

@@ -21,6 +21,14 @@ func (c *Client) SetNetwork(ctx context.Context, id string, n stromboli.Network)
 	return now, err
 }
 
+// Attestation is what was in force for a run's sandbox. The error is
+// stromboli.NotFound before its agent was started.
+func (c *Client) Attestation(ctx context.Context, id string) (stromboli.Attestation, error) {
+	var a stromboli.Attestation
+	err := c.ask(ctx, call{method: http.MethodGet, path: "/jobs/" + url.PathEscape(id) + "/attestation"}, &a)
+	return a, err
+}
+
 // EgressPage is a part of the records of a run's connections.
 type EgressPage struct {
 	Records   []stromboli.EgressRecord `json:"records"`

@@ -43,6 +43,9 @@ type Runs interface {
 	// SetNetwork changes what a run may reach and returns what that is; durable
 	// and in force on return. stromboli.Conflict when the run has ended.
 	SetNetwork(ctx context.Context, p stromboli.Principal, id string, wish stromboli.Network) (stromboli.Network, error)
+	// Attestation is what was in force for a run's sandbox; stromboli.NotFound
+	// before its agent was started.
+	Attestation(ctx context.Context, p stromboli.Principal, id string) (stromboli.Attestation, error)
 	// Egress returns up to limit records of a run's connections after a position.
 	Egress(ctx context.Context, p stromboli.Principal, id string, after int64, limit int) ([]stromboli.EgressRecord, error)
 }
@@ -193,6 +196,7 @@ func (a *API) routes() []route {
 		{pattern: "DELETE /jobs/{id}", acts: true, serve: a.cancelJob},
 		{pattern: "GET /jobs/{id}/events", serve: a.jobEvents},
 		{pattern: "GET /jobs/{id}/events/{seq}/data", serve: a.eventData},
+		{pattern: "GET /jobs/{id}/attestation", serve: a.jobAttestation},
 		{pattern: "GET /jobs/{id}/egress", serve: a.jobEgress},
 		{pattern: "PATCH /jobs/{id}/network", acts: true, serve: a.setNetwork},
 		{pattern: "GET /jobs/{id}/stream", serve: a.jobStream},

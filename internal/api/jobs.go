@@ -111,6 +111,20 @@ func (a *API) getJob(w http.ResponseWriter, r *http.Request, p stromboli.Princip
 	return nil
 }
 
+// jobAttestation answers what was in force for a run's sandbox.
+func (a *API) jobAttestation(w http.ResponseWriter, r *http.Request, p stromboli.Principal) error {
+	id, err := runID(r)
+	if err != nil {
+		return err
+	}
+	attestation, err := a.cfg.Runs.Attestation(r.Context(), p, id)
+	if err != nil {
+		return err
+	}
+	a.answer(w, r, http.StatusOK, attestation)
+	return nil
+}
+
 func (a *API) cancelJob(w http.ResponseWriter, r *http.Request, p stromboli.Principal) error {
 	id, err := runID(r)
 	if err != nil {

@@ -73,3 +73,18 @@ func TestEgressRecords(t *testing.T) {
 		t.Errorf("unknown: %d", got.status)
 	}
 }
+
+func TestAttestation(t *testing.T) {
+	s := start(t)
+	var id string
+	s.fake.OnSubmit = func(run stromboli.Run) { id = run.ID }
+	s.ask("POST", "/run/async", `{"prompt":"p"}`)
+	path := "/jobs/" + stromboli.JobID(id) + "/attestation"
+	if got := s.ask("GET", path, ""); got.status != 404 || !strings.Contains(got.raw, "not been started") {
+		t.Errorf("before: %d %s", got.status, got.raw)
+	}
+	s.fake.Finish(id, stromboli.Outcome{Status: stromboli.Completed})
+	if got := s.ask("GET", path, ""); got.status != 200 || got.body["sandbox"] != "sb" {
+		t.Errorf("%d %s", got.status, got.raw)
+	}
+}

@@ -146,7 +146,7 @@ func (w *world) tryStart(o options) (*life, error) {
 	l := &life{w: w, store: st, faults: o.faults, log: eventlog.New(st)}
 	l.boxes = sandbox.New(sandbox.Config{
 		Engine: oomEngine{w.engine, o.oom}, Info: info, DataDir: w.data, Instance: "test", Shim: "/proc/self/exe", CLI: w, Egress: &w.network,
-		OrphanTimeout: o.orphan, Logger: log,
+		OrphanTimeout: o.orphan, Unjudged: true, Logger: log,
 	})
 	if l.faults == nil {
 		l.faults = &faults{}

@@ -36,6 +36,7 @@ type Store interface {
 	UpdateRun(ctx context.Context, id string, epoch int64, u stromboli.RunUpdate) ([]stromboli.Event, error)
 	RequestCancel(ctx context.Context, c stromboli.CancelRequest) (stromboli.Run, error)
 	SetNetwork(ctx context.Context, tenant, id string, n stromboli.Network) (stromboli.Run, error)
+	Attestation(ctx context.Context, tenant, id string) (stromboli.Attestation, error)
 	EgressRecords(ctx context.Context, runID string, after int64, limit int) ([]stromboli.EgressRecord, error)
 	FinishRun(ctx context.Context, id string, epoch int64, f stromboli.RunFinish) ([]stromboli.Event, error)
 	GetSession(ctx context.Context, tenant, id string) (stromboli.Session, error)
@@ -321,6 +322,12 @@ func (r *Runner) claimOne(ctx context.Context) bool {
 // Get returns a run of the principal's tenant.
 func (r *Runner) Get(ctx context.Context, p stromboli.Principal, id string) (stromboli.Run, error) {
 	return r.cfg.Store.GetRun(ctx, p.Tenant, id)
+}
+
+// Attestation is what was in force for a run's sandbox; stromboli.NotFound
+// before its agent was started.
+func (r *Runner) Attestation(ctx context.Context, p stromboli.Principal, id string) (stromboli.Attestation, error) {
+	return r.cfg.Store.Attestation(ctx, p.Tenant, id)
 }
 
 // List returns runs, newest first, and the cursor of the next page. The

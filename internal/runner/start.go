@@ -87,13 +87,17 @@ func (e *execution) announce(ctx context.Context) error {
 	for _, w := range e.box.Warnings {
 		events = append(events, event(stromboli.EventWarning, stromboli.WarningData(w)))
 	}
-	events = append(events,
-		event(stromboli.EventPhase, stromboli.PhaseData{Phase: phase}),
-		event(stromboli.EventRunStarted, stromboli.StartedData{
-			Sandbox: e.box.ID, Start: "cold", Image: e.box.Image, ImageDigest: e.box.ImageDigest, UID: e.box.UID, GID: e.box.GID,
-		}))
+	data := stromboli.StartedData{
+		Sandbox: e.box.ID, Start: "cold", Image: e.box.Image, ImageDigest: e.box.ImageDigest, UID: e.box.UID, GID: e.box.GID,
+	}
+	if e.box.Attestation != nil {
+		summary := e.box.Attestation.Summary()
+		data.Attestation = &summary
+	}
+	events = append(events, event(stromboli.EventPhase, stromboli.PhaseData{Phase: phase}), event(stromboli.EventRunStarted, data))
 	err := e.update(ctx, stromboli.RunUpdate{
 		AgentStarted: &started, Phase: &phase, ImageDigest: &e.box.ImageDigest, Warnings: e.box.Warnings, Events: events,
+		Attestation: e.box.Attestation,
 	})
 	if err == nil {
 		e.row.AgentStarted = true

@@ -106,14 +106,14 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("waiting for the sandbox's shim: %w", err)
 	}
-	box.EngineTime = time.Since(begin)
 	box.BootID = hello.BootID
 	if err := m.writeRecord(box.record); err != nil {
 		return nil, storage(err)
 	}
-	if err := m.verifyMounts(ctx, box, checked); err != nil {
+	if err := m.attest(ctx, s, box, checked); err != nil {
 		return nil, err
 	}
+	box.EngineTime = time.Since(begin)
 	return box, nil
 }
 
@@ -274,7 +274,7 @@ func (m *Manager) containerSpec(s Spec, rec record, checked Plan, cli, loader st
 		Command: []string{shimPath}, User: "0:0", Workdir: "/", Hostname: hostName,
 		Mounts: mounts, Tmpfs: []engine.Tmpfs{{Target: runPath, Bytes: tmpfsBytes, Mode: 0o700}},
 		ReadOnlyRoot: true, ShmBytes: shmBytes,
-		CapDrop: []string{"all"}, CapAdd: []string{"SETUID", "SETGID", "KILL"}, NoNewPrivileges: true,
+		CapDrop: []string{"all"}, CapAdd: shimCapabilities(), NoNewPrivileges: true,
 		Network: engine.NetworkNone, LabelDisable: m.cfg.Info.SELinux,
 		MemoryBytes: s.Plan.MemoryBytes, NanoCPUs: s.Plan.NanoCPUs, CPUShares: s.Plan.CPUShares, PidsLimit: pidsLimit,
 	}
@@ -292,18 +292,7 @@ func (m *Manager) containerSpec(s Spec, rec record, checked Plan, cli, loader st
 
 // verifyMounts compares what is mounted with what was checked: a path that was
 // swapped in between leads elsewhere.
-func (m *Manager) verifyMounts(ctx context.Context, box *Sandbox, checked Plan) error {
-	if len(checked.mounts) == 0 {
-		return nil
-	}
-	targets := make([]string, len(checked.mounts))
-	for i, v := range checked.mounts {
-		targets[i] = v.target
-	}
-	stats, err := box.Peer.Mounts(ctx, targets, box.UID, box.GID)
-	if err != nil {
-		return fmt.Errorf("verifying the mounts: %w", err)
-	}
+func (m *Manager) verifyMounts(stats []shim.MountStat, checked Plan) error {
 	for i, v := range checked.mounts {
 		if i >= len(stats) || stats[i].Err != "" || stats[i].Dev != v.dev || stats[i].Ino != v.ino {
 			return stromboli.Errorf(stromboli.NotEnforced, "volume %s: what is mounted is not what was checked: %s", v.source, m.swapped())

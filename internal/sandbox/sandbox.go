@@ -111,7 +111,10 @@ type Config struct {
 	Container bool
 	// AllowUnenforced lets sandboxes start whose limits have no effect.
 	AllowUnenforced bool
-	Logger          *slog.Logger
+	// Unjudged lets sandboxes start whatever is in force: for tests on an engine
+	// that isolates nothing.
+	Unjudged bool
+	Logger   *slog.Logger
 }
 
 // Manager makes sandboxes.
@@ -157,9 +160,11 @@ func New(cfg Config) *Manager {
 type Sandbox struct {
 	record
 	Peer *shim.Peer
-	// EngineTime is how long the engine took to make the container and the
-	// shim to say hello.
+	// EngineTime is how long the engine took to make the container, the shim to
+	// say hello, and both to tell what is in force.
 	EngineTime time.Duration
+	// Attestation is what is in force; nil for one that was found again.
+	Attestation *stromboli.Attestation
 
 	made    time.Time          // on the monotonic clock
 	started atomic.Bool        // the container was started: from then on it may be gone

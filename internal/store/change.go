@@ -97,6 +97,9 @@ func (s *Store) UpdateRun(ctx context.Context, runID string, epoch int64, u stro
 		if err := t.appendEgress(h.n, u.Egress); err != nil {
 			return nil, err
 		}
+		if err := t.attest(h.n, u.Attestation); err != nil {
+			return nil, err
+		}
 		return s.appendEvents(t, &h, events)
 	})
 }

@@ -116,6 +116,7 @@ func deleteSome(t *tx, n int64) (bool, error) {
 	for _, q := range []string{
 		`DELETE FROM run_specs WHERE run = ?`,
 		`DELETE FROM run_outcomes WHERE run = ?`,
+		`DELETE FROM run_attestations WHERE run = ?`,
 		`DELETE FROM run_metadata WHERE run = ?`,
 		`DELETE FROM runs WHERE n = ?`,
 	} {

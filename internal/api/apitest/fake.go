@@ -209,6 +209,15 @@ func (f *Fake) SetNetwork(_ context.Context, p stromboli.Principal, id string, w
 	return wish, nil
 }
 
+// Attestation implements api.Runs: it tells the run's sandbox, once it has ended.
+func (f *Fake) Attestation(ctx context.Context, p stromboli.Principal, id string) (stromboli.Attestation, error) {
+	run, err := f.Get(ctx, p, id)
+	if err == nil && !run.Status.Terminal() {
+		err = stromboli.Errorf(stromboli.NotFound, "its agent has not been started")
+	}
+	return stromboli.Attestation{Version: 1, Sandbox: "sb"}, err
+}
+
 // Egress implements api.Runs: each run has three records.
 func (f *Fake) Egress(ctx context.Context, p stromboli.Principal, id string, after int64, limit int) ([]stromboli.EgressRecord, error) {
 	if _, err := f.Get(ctx, p, id); err != nil {

@@ -34,6 +34,7 @@ type wireSpec struct {
 	IpcNS        wireNS            `json:"ipcns"`
 	UtsNS        wireNS            `json:"utsns"`
 	NetNS        wireNS            `json:"netns"`
+	CgroupNS     wireNS            `json:"cgroupns"`
 	CgroupsMode  string            `json:"cgroups_mode"`
 	Rlimits      []wireRlimit      `json:"r_limits,omitempty"`
 	Resources    wireResources     `json:"resource_limits"`
@@ -97,7 +98,7 @@ func (c *Client) wireSpec(s engine.ContainerSpec) wireSpec {
 		ReadOnly: s.ReadOnlyRoot, ShmSize: s.ShmBytes, CapAdd: s.CapAdd, CapDrop: s.CapDrop, NoNewPrivs: s.NoNewPrivileges,
 		// Named, so that no configuration can make them the host's.
 		NetNS: wireNS{Mode: string(engine.NetworkNone)}, UserNS: wireNS{Mode: "host"},
-		PidNS: wireNS{Mode: "private"}, IpcNS: wireNS{Mode: "private"}, UtsNS: wireNS{Mode: "private"},
+		PidNS: wireNS{Mode: "private"}, IpcNS: wireNS{Mode: "private"}, UtsNS: wireNS{Mode: "private"}, CgroupNS: wireNS{Mode: "private"},
 		// A configuration that switches cgroups off must not switch the limits off.
 		CgroupsMode: "enabled",
 		Rlimits:     c.rlimits(s),

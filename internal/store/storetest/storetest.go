@@ -27,6 +27,7 @@ type Store interface {
 	RequestCancel(ctx context.Context, c stromboli.CancelRequest) (stromboli.Run, error)
 	FinishRun(ctx context.Context, runID string, epoch int64, f stromboli.RunFinish) ([]stromboli.Event, error)
 	SetNetwork(ctx context.Context, tenant, runID string, n stromboli.Network) (stromboli.Run, error)
+	Attestation(ctx context.Context, tenant, runID string) (stromboli.Attestation, error)
 	EgressRecords(ctx context.Context, runID string, after int64, limit int) ([]stromboli.EgressRecord, error)
 
 	AppendEvents(ctx context.Context, runID string, epoch int64, events []stromboli.Event) ([]stromboli.Event, error)
@@ -80,6 +81,7 @@ func Run(t *testing.T, open func(t *testing.T, clock *Clock) Store) {
 		"commit hook":      testCommitHook,
 		"update":           testUpdate,
 		"network":          testNetwork,
+		"attestation":      testAttestation,
 		"cancel pending":   testCancelPending,
 		"cancel running":   testCancelRunning,
 		"finish":           testFinish,

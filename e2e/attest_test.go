@@ -1,0 +1,138 @@
+package e2e_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/engine"
+	"github.com/tomblancdev/stromboli/internal/policy"
+	"github.com/tomblancdev/stromboli/internal/sandbox"
+)
+
+// weakEngine makes containers that lack what a sandbox was to have.
+type weakEngine struct {
+	engine.Engine
+	weaken func(*engine.ContainerSpec)
+}
+
+func (e *weakEngine) Create(ctx context.Context, spec engine.ContainerSpec) (engine.Created, error) {
+	if spec.Labels["stromboli.sandbox"] != "" { // not a look at an image
+		e.weaken(&spec)
+	}
+	return e.Engine.Create(ctx, spec)
+}
+
+// TestNotEnforced: whatever an engine leaves out of what a sandbox was to have
+// is found before an agent starts, and named. The control is the engine that
+// leaves out nothing.
+func TestNotEnforced(t *testing.T) {
+	s := start(t) // for the shim that it installs
+	shims, err := filepath.Glob(filepath.Join(s.data, "shim", "*", "stromboli-shim"))
+	if err != nil || len(shims) != 1 {
+		t.Fatalf("shims: %v, %v", shims, err)
+	}
+	info, err := suite.engine.Info(s.ctx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	weak := &weakEngine{Engine: suite.engine}
+	m := sandbox.New(sandbox.Config{
+		Engine: weak, Info: info, DataDir: filepath.Join(s.dir, "own"), Instance: "weak-" + filepath.Base(s.dir), Shim: shims[0], CLI: swapCLI{}, Egress: swapEgress{},
+		Volumes: []string{s.volumes}, OrphanTimeout: time.Minute, AllowUnenforced: true, Logger: slog.New(slog.DiscardHandler),
+	})
+	volume := s.volumeOf(t, "data", 1000)
+	for _, c := range []struct {
+		name   string
+		weaken func(*engine.ContainerSpec)
+		want   string
+		limits bool // where the engine enforces limits
+	}{
+		{"nothing", func(*engine.ContainerSpec) {}, "", false},
+		{"a capability", func(c *engine.ContainerSpec) { c.CapAdd = append(c.CapAdd, "SYS_ADMIN") }, "capabilities [SYS_ADMIN]", false},
+		{"a writable root", func(c *engine.ContainerSpec) { c.ReadOnlyRoot = false }, "the root file system can be written", false},
+		{"the host's network", func(c *engine.ContainerSpec) { c.Network = engine.NetworkHost }, "the net namespace is the host's", false},
+		{"a bridge", func(c *engine.ContainerSpec) { c.Network = engine.NetworkBridge }, "the network has the devices", false},
+		{"a volume that can be written", func(c *engine.ContainerSpec) { each(c, "/data", func(m *engine.Mount) { m.ReadOnly = false }) }, "/data can be written", false},
+		{"a volume left out", func(c *engine.ContainerSpec) { each(c, "/data", func(m *engine.Mount) { m.Target = "/elsewhere" }) }, "is not what was checked", false},
+		{"more memory", func(c *engine.ContainerSpec) { c.MemoryBytes *= 2 }, "memory: asked for", true},
+		{"more CPU", func(c *engine.ContainerSpec) { c.NanoCPUs *= 2 }, "cpus: asked for", true},
+		{"no limit of processes", func(c *engine.ContainerSpec) { c.PidsLimit = -1 }, "pids: asked for", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			weak.weaken = c.weaken
+			plan := policy.Plan{
+				Workdir: "/workspace", Image: suite.image, MemoryBytes: 256 << 20, NanoCPUs: 5e8,
+				Mounts: []policy.Mount{{Source: volume, Target: "/data", ReadOnly: true, Field: "podman.volumes[0]"}},
+			}
+			checked, err := m.Check(s.ctx(), plan)
+			if err != nil {
+				t.Fatal(err)
+			}
+			id := stromboli.NewSandboxID()
+			box, err := m.Create(s.ctx(), sandbox.Spec{ID: id, RunID: "run-weak", SessionID: uuid.NewString(), Plan: plan, Checked: checked})
+			if box != nil {
+				defer func() {
+					if err := m.Discard(context.WithoutCancel(s.ctx()), id); err != nil {
+						t.Error(err)
+					}
+				}()
+			}
+			switch {
+			case c.want == "" && err != nil:
+				t.Errorf("the control was refused: %v", err)
+			case c.want == "":
+				checkAttestation(t, box.Attestation, info)
+			case c.limits && !info.EnforcesLimits:
+				if err != nil || len(box.Attestation.Unenforced) == 0 {
+					t.Errorf("by the operator's leave: %v", err)
+				}
+			case !errors.Is(err, stromboli.NotEnforced) || !strings.Contains(fmt.Sprint(err), c.want):
+				t.Errorf("%v, want not_enforced: %s", err, c.want)
+			}
+			if left, err := m.Left(s.ctx()); box == nil && left != 0 || err != nil {
+				t.Errorf("%d containers are left, %v", left, err)
+			}
+		})
+	}
+}
+
+func each(c *engine.ContainerSpec, target string, change func(*engine.Mount)) {
+	for i := range c.Mounts {
+		if c.Mounts[i].Target == target {
+			change(&c.Mounts[i])
+		}
+	}
+}
+
+func checkAttestation(t *testing.T, a *stromboli.Attestation, info engine.Info) {
+	t.Helper()
+	if a == nil {
+		t.Fatal("there is no attestation")
+	}
+	if a.Agent.UID != 1000 || len(a.Agent.Capabilities["effective"])+len(a.Agent.Capabilities["permitted"]) != 0 || !a.Agent.NoNewPrivileges || a.Agent.SeccompFilters != 2 ||
+		!a.ReadOnly || a.Egress != "filtered" || len(a.Shim.Capabilities["effective"]) != 3 || len(a.Masked) == 0 {
+		t.Errorf("%+v", a)
+	}
+	for _, kind := range []string{"cgroup", "ipc", "mnt", "net", "pid", "uts"} {
+		if !a.Namespaces[kind] {
+			t.Errorf("the %s namespace is not its own", kind)
+		}
+	}
+	if info.EnforcesLimits && (a.Limits["memory_bytes"].InForce != 256<<20 || a.Limits["nano_cpus"].InForce != 5e8 || a.Limits["pids"].InForce != 1024) {
+		t.Errorf("limits: %+v", a.Limits)
+	}
+	for _, m := range a.Mounts {
+		if m.Target == "/data" && (!m.ReadOnly || m.Inode == 0) {
+			t.Errorf("the volume: %+v", m)
+		}
+	}
+}
