@@ -33,6 +33,7 @@ type isolationReport struct {
 		SetuidImage  []any             `json:"setuid image"`
 		SetuidVolume []any             `json:"setuid volume"`
 		SetuidRun    string            `json:"setuid run"`
+		PtraceOwn    int               `json:"ptrace own"`
 		Sockets      []string          `json:"sockets"`
 		Environs     int               `json:"environs"`
 		Secrets      []string          `json:"secrets"`
@@ -163,6 +164,9 @@ func isolationControl(s *server, probeDir string, defended isolationReport) {
 // isolationFacts checks what the agent is.
 func isolationFacts(t *testing.T, got isolationReport, info engine.Info) {
 	t.Helper()
+	if got.Facts.PtraceOwn != 0 {
+		t.Error("a debugger can't attach to the agent's own processes")
+	}
 	f := got.Facts
 	const none = "0000000000000000"
 	for name, want := range map[string]string{

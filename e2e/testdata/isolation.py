@@ -136,6 +136,15 @@ def libc_pidfd():
 
 attempt("pidfd of the init's descriptor", libc_pidfd)
 
+# Debuggers work among the agent's own processes.
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+facts["ptrace own"] = libc.ptrace(16, child, 0, 0)
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+
 # Privileges.
 attempt("setuid 0", lambda: os.setuid(0))
 attempt("setgid 0", lambda: os.setgid(0))
@@ -162,6 +171,12 @@ attempt("kernel log", c("syslog", 3, None, 0) if not hasattr(libc, "klogctl") el
 attempt("keyring", c("syscall", 248, b"user", b"x", b"y", 1, -3))
 attempt("bpf", c("syscall", 321, 0, None, 0))
 attempt("perf", c("syscall", 298, None, 0, -1, -1, 0))
+if os.uname().machine == "x86_64":
+    attempt("userfaultfd", c("syscall", 323, 0))
+    attempt("join a namespace", c("syscall", 308, os.open("/proc/self/ns/uts", os.O_RDONLY), 0))
+attempt("open a tree", c("syscall", 428, -100, b"/tmp", 1))
+attempt("open a file system", c("syscall", 430, b"tmpfs", 0))
+attempt("a mount's attributes", c("syscall", 442, -100, b"/tmp", 0, None, 0))
 attempt("cgroup limit", lambda: [write(p) for p in glob.glob("/sys/fs/cgroup/memory*/memory.limit_in_bytes") + glob.glob("/sys/fs/cgroup/memory.max") + glob.glob("/sys/fs/cgroup/cgroup.procs")] or os.mkdir("/sys/fs/cgroup/x"))
 attempt("lower a nice value", lambda: os.setpriority(os.PRIO_PROCESS, 0, -5))
 for path in ("/x", "/etc/x", "/usr/local/bin/x", "/opt/stromboli/cli/x", "/run/x", "/run/lock/x", "/probe/x", "/etc/passwd", "/etc/hosts", "/dev/x"):
@@ -189,7 +204,7 @@ for top in ("/run", "/var", "/etc", "/opt", "/home", "/workspace", "/srv", "/mnt
     for d, _, files in os.walk(top):
         sockets += [os.path.join(d, f) for f in files if stat.S_ISSOCK(os.lstat(os.path.join(d, f)).st_mode)]
 facts["sockets"] = sockets
-key, found = ("sk-ant-" + "test-key").encode(), []
+key, found = ("sk-ant-c4nary" + "S3cret-key").encode(), []
 facts["environs"] = 0
 for pid in filter(str.isdigit, os.listdir("/proc")):
     for name in ("environ", "cmdline"):
