@@ -172,7 +172,9 @@ func TestBadInput(t *testing.T) {
 		{"nothing to continue", `{"prompt":"x","workdir":"/never","claude":{"continue":true}}`, 404, "not_found", ""},
 		{"too large", `{"prompt":"` + strings.Repeat("x", 10<<20) + `"}`, 413, "body_too_large", ""},
 
-		later("webhook_url", `"http://example.com/"`), later("network", `"open"`),
+		later("webhook_url", `"http://example.com/"`),
+		{"network of another shape", `{"prompt":"x","network":"open"}`, 400, "invalid_request", "network"},
+		{"network wider than it gets", `{"prompt":"x","network":{"mode":"bridge"}}`, 400, "invalid_request", "network.mode"},
 		later("bindings", `["x"]`), later("permission_prompts", `"http"`), later("workspace", `{"git":"x"}`), later("keep", `true`),
 		later("podman.secrets_env", `{"A":"b"}`), later("podman.lifecycle", `{"post_start":["x"]}`), later("podman.environment", `{"type":"compose"}`),
 	}

@@ -113,7 +113,7 @@ func (f *Facts) ofSandbox() error {
 	}
 	f.OpenFiles = -1
 	if files.Max < 1<<62 {
-		f.OpenFiles = int64(files.Max) //nolint:gosec // compared
+		f.OpenFiles = int64(files.Max)
 	}
 	f.Cgroup = readCgroupLimits("/sys/fs/cgroup", "/proc/self/cgroup")
 	return nil

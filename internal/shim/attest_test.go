@@ -75,11 +75,13 @@ func TestCgroupLimits(t *testing.T) {
 			map[string]string{
 				"memory/a/b/memory.limit_in_bytes": "1048576", "memory/a/b/memory.memsw.limit_in_bytes": "1048576", "memory/memory.limit_in_bytes": "9223372036854771712",
 				"cpu,cpuacct/a/b/cpu.cfs_quota_us": "200000", "cpu,cpuacct/a/b/cpu.cfs_period_us": "100000", "pids/a/b/pids.max": "5",
-			}, CgroupLimits{1 << 20, 0, 2e9, 5},
+			},
+			CgroupLimits{1 << 20, 0, 2e9, 5},
 		},
 		{
 			"v1, its own tree", "4:memory:/\n3:cpu,cpuacct:/\n2:pids:/\n",
-			map[string]string{"memory/memory.limit_in_bytes": "4096", "cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000", "pids/pids.max": "max"}, CgroupLimits{4096, -1, -1, -1},
+			map[string]string{"memory/memory.limit_in_bytes": "4096", "cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000", "pids/pids.max": "max"},
+			CgroupLimits{4096, -1, -1, -1},
 		},
 		{"nothing", "", nil, CgroupLimits{-1, -1, -1, -1}},
 	} {

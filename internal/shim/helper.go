@@ -49,10 +49,10 @@ func runHelper(args []string, in io.Reader, out io.Writer) error {
 	if err := checkIDs(req.UID, req.GID); err != nil {
 		return err
 	}
-	switch op(args[0]) {
-	case opMounts:
+	switch { // these begin as root
+	case op(args[0]) == opMounts:
 		return statTargets(req, out)
-	case opAttest:
+	case op(args[0]) == opAttest:
 		return attest(req, out)
 	}
 	if err := become(req.UID, req.GID); err != nil {
