@@ -271,7 +271,7 @@ func TestModelTellsEgressWhatChanged(t *testing.T) {
 	to := &told{err: errors.New("away")}
 	key := filepath.Join(t.TempDir(), "key")
 	must(t, os.WriteFile(key, []byte("sk-ant-oat01-one"), 0o600))
-	m, err := newModel(&config.Config{Agent: config.Agent{SecretsFile: key}}, nil, false, to)
+	m, err := newModel(&config.Config{Agent: config.Agent{SecretsFile: key}}, nil, false, to, slog.New(slog.DiscardHandler))
 	must(t, err)
 	if _, err := m.Ready(t.Context()); err == nil {
 		t.Error("ready without egress")
@@ -312,18 +312,18 @@ func TestModelRefusesWhatEgressWould(t *testing.T) {
 		{"STROMBOLI_EGRESS_ALLOW", []string{"host:99999"}, nil},
 		{"ANTHROPIC_BASE_URL", nil, []string{"ANTHROPIC_BASE_URL=ftp://host"}},
 	} {
-		_, err := newModel(&config.Config{Egress: config.Egress{Allow: c.allow}}, c.environ, false, &told{})
+		_, err := newModel(&config.Config{Egress: config.Egress{Allow: c.allow}}, c.environ, false, &told{}, slog.New(slog.DiscardHandler))
 		if err == nil || !strings.Contains(err.Error(), c.name) {
 			t.Errorf("%v %v: %v", c.allow, c.environ, err)
 		}
 	}
-	m, err := newModel(&config.Config{}, []string{"ANTHROPIC_API_KEY=a\nb"}, false, &told{})
+	m, err := newModel(&config.Config{}, []string{"ANTHROPIC_API_KEY=a\nb"}, false, &told{}, slog.New(slog.DiscardHandler))
 	must(t, err)
 	if _, err := m.Ready(t.Context()); !errors.Is(err, stromboli.NotConfigured) || !strings.Contains(err.Error(), "ANTHROPIC_API_KEY") {
 		t.Errorf("a key that no header may hold: %v", err)
 	}
-	if configured, message := m.status(); configured {
-		t.Errorf("configured: %s", message)
+	if st := m.status(); st.Configured {
+		t.Errorf("configured: %+v", st)
 	}
 }
 
@@ -332,4 +332,71 @@ func TestEgressGetsNoSecrets(t *testing.T) {
 	if strings.Join(got, " ") != "PATH=/bin HOME=/h" {
 		t.Errorf("%v", got)
 	}
+}
+
+// TestModelWatch: a renewed token reaches egress without anybody asking; a file
+// that is broken meanwhile changes nothing.
+func TestModelWatch(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "credentials.json")
+	write := func(text string) {
+		must(t, os.WriteFile(file+".new", []byte(text), 0o600))
+		must(t, os.Rename(file+".new", file))
+	}
+	write(`{"claudeAiOauth":{"accessToken":"sk-ant-oat01-one","expiresAt":4102444800000}}`)
+	to := &toldAll{}
+	var log bytes.Buffer
+	m, err := newModel(&config.Config{Agent: config.Agent{CredentialsFile: file}}, nil, false, to, slog.New(slog.NewTextHandler(&log, nil)))
+	must(t, err)
+	_, err = m.Ready(t.Context())
+	must(t, err)
+	if st := m.status(); !st.Configured || st.Kind != claude.OAuth || st.Source != file || st.ExpiresAt.Year() != 2100 || strings.Contains(st.Message, "oat01") {
+		t.Errorf("%+v", st)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- m.watch(ctx) }()
+	time.Sleep(10 * time.Millisecond) //nolint:forbidigo // the first look is at the present file
+	write(`{"claudeAiOauth":{"accessTo`)
+	for m.status().Configured {
+	}
+	if kind, err := m.Ready(t.Context()); kind != claude.OAuth || err != nil {
+		t.Errorf("with a broken file: %s, %v", kind, err)
+	}
+	write(`{"claudeAiOauth":{"accessToken":"sk-ant-oat01-two"}}`)
+	for end := time.Now().Add(20 * time.Second); to.newest() != "sk-ant-oat01-two" && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond) //nolint:forbidigo // what is waited for is another's doing
+	}
+	cancel()
+	must(t, <-done)
+	if to.newest() != "sk-ant-oat01-two" || to.count() != 2 {
+		t.Errorf("told %d times, the last %q", to.count(), to.newest())
+	}
+	if strings.Contains(log.String(), "oat01") {
+		t.Errorf("the log has a token: %s", &log)
+	}
+}
+
+// toldAll keeps what egress is told; it may be asked meanwhile.
+type toldAll struct {
+	mu sync.Mutex
+	told
+}
+
+func (e *toldAll) SetConfig(ctx context.Context, cfg egress.Config) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.told.SetConfig(ctx, cfg)
+}
+
+func (e *toldAll) newest() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.configs[len(e.configs)-1].Credential.Value
+}
+
+func (e *toldAll) count() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.configs)
 }

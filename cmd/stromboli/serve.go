@@ -145,6 +145,7 @@ func (s *server) loop(ctx context.Context, ln net.Listener, url string) error {
 	upper.Go(func() error { return s.runner.Run(work) })
 	upper.Go(func() error { return s.forget(ctx) })
 	upper.Go(func() error { return s.boxes.Run(ctx) })
+	upper.Go(func() error { return s.model.watch(ctx) })
 	upper.Go(func() error {
 		defer letGo()
 		err := s.api.Serve(ctx, ln)
@@ -317,7 +318,7 @@ func (s *server) openEgress() error {
 		Dir: dir, Command: command, Env: egressEnv(s.environ),
 		Build: build(self), Log: s.log,
 	})
-	s.model, err = newModel(s.cfg, s.environ, s.demo, s.egress)
+	s.model, err = newModel(s.cfg, s.environ, s.demo, s.egress, s.log)
 	return err
 }
 

@@ -113,8 +113,8 @@ func (y *system) Version(context.Context) api.Version {
 	}
 }
 
-// ClaudeStatus says whether there is a credential for the model.
-func (y *system) ClaudeStatus(context.Context) (bool, string) { return y.s.model.status() }
+// ClaudeStatus describes the credential for the model.
+func (y *system) ClaudeStatus(context.Context) api.ClaudeStatus { return y.s.model.status() }
 
 // doors adapts the egress supervisor to what sandboxes need of it.
 type doors struct{ supervisor *egress.Supervisor }

@@ -72,9 +72,19 @@ type System interface {
 	Ready(ctx context.Context) []string
 	// Version describes the build.
 	Version(ctx context.Context) Version
-	// ClaudeStatus says whether there are credentials for the model, and a
-	// sentence about it that is never empty.
-	ClaudeStatus(ctx context.Context) (configured bool, message string)
+	// ClaudeStatus describes the credential for the model.
+	ClaudeStatus(ctx context.Context) ClaudeStatus
+}
+
+// ClaudeStatus is the answer of GET /claude/status; it never holds the
+// credential.
+type ClaudeStatus struct {
+	Configured bool   `json:"configured"`
+	Message    string `json:"message"`          // a sentence, never empty
+	Source     string `json:"source,omitempty"` // the variable or file that has it
+	Kind       string `json:"kind,omitempty"`   // api_key, auth_token or oauth
+	// ExpiresAt is when it ends, where that is known.
+	ExpiresAt time.Time `json:"expires_at,omitzero"`
 }
 
 // Component is one part's health. Error is empty when it is well.

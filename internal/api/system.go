@@ -69,10 +69,6 @@ func (a *API) version(w http.ResponseWriter, r *http.Request, _ stromboli.Princi
 }
 
 func (a *API) claudeStatus(w http.ResponseWriter, r *http.Request, _ stromboli.Principal) error {
-	configured, message := a.cfg.System.ClaudeStatus(r.Context())
-	a.answer(w, r, http.StatusOK, struct {
-		Configured bool   `json:"configured"`
-		Message    string `json:"message"`
-	}{configured, message})
+	a.answer(w, r, http.StatusOK, a.cfg.System.ClaudeStatus(r.Context()))
 	return nil
 }

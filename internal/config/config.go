@@ -151,6 +151,10 @@ type Egress struct {
 	// Bridge lets runs ask for the network mode bridge, which is neither
 	// filtered nor recorded.
 	Bridge bool `env:"BRIDGE"`
+	// ProxyHosts are hosts that runs reach through this host's own proxy
+	// (HTTPS_PROXY), comma-separated names: github.com, *.pypi.org. The proxy
+	// resolves them, so that their addresses can't be checked.
+	ProxyHosts []string `env:"PROXY_HOSTS"`
 	// External: another service starts `stromboli egress`, such as a second
 	// container beside the server's. The server waits for it and never ends it.
 	External bool `env:"EXTERNAL"`

@@ -45,6 +45,11 @@ type Config struct {
 	ExtraHeaders map[string]string `json:"extra_headers,omitempty"`
 	// Demo answers model requests by the scripted model; ModelURL is not used.
 	Demo bool `json:"demo,omitempty"`
+	// Proxy is the proxy behind which this host stands: the model's endpoint is
+	// reached through it, and of the hosts that sandboxes ask for those that
+	// ProxyHosts names (patterns of names).
+	Proxy      UpstreamProxy `json:"proxy,omitzero"`
+	ProxyHosts []string      `json:"proxy_hosts,omitempty"`
 	// Allow exempts targets from the address policy: "name:port", "ip:port",
 	// "[ip]:port", "cidr:port".
 	Allow []string `json:"allow,omitempty"`
@@ -52,7 +57,8 @@ type Config struct {
 
 // String implements fmt.Stringer; extra headers may be secrets, so only their number shows.
 func (c Config) String() string {
-	return fmt.Sprintf("egress config(model %s, %s, %d headers, demo %v, allow %v)", redact(c.ModelURL), c.Credential, len(c.ExtraHeaders), c.Demo, c.Allow)
+	return fmt.Sprintf("egress config(model %s, %s, %d headers, demo %v, allow %v, proxy %v for %v)",
+		redact(c.ModelURL), c.Credential, len(c.ExtraHeaders), c.Demo, c.Allow, c.Proxy.URL != "", c.ProxyHosts)
 }
 
 // GoString implements fmt.GoStringer.
@@ -77,6 +83,8 @@ type settings struct {
 	base    *url.URL // nil: not configured
 	headers http.Header
 	allow   allowList
+	// upstream is nil where there is none.
+	upstream *parentProxy
 }
 
 // target is where the model's requests go, for the audit.
@@ -101,6 +109,9 @@ func (c Config) compile() (*settings, error) {
 		return nil, err
 	}
 	s := &settings{demo: c.Demo, allow: allow, headers: http.Header{}}
+	if s.upstream, err = compileUpstream(c.Proxy, c.ProxyHosts); err != nil {
+		return nil, err
+	}
 	if c.ModelURL != "" {
 		u, err := url.Parse(c.ModelURL)
 		switch {

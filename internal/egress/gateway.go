@@ -48,6 +48,7 @@ func newGateway(cfg ServeConfig) *gateway {
 		maxConns: maxConns,
 		doors:    map[string]*door{},
 		model: &http.Transport{
+			Proxy: modelProxy,
 			// HTTP/1.1 only: with HTTP/2 one connection's fate, flow control and
 			// buffers would be shared by all sandboxes.
 			DialContext:            (&net.Dialer{Timeout: dialLimit, KeepAlive: 30 * time.Second}).DialContext,

@@ -81,7 +81,7 @@ func (h *handler) dialFor(ctx context.Context, address string) (net.Conn, error)
 
 // dial connects to a target under the policies that hold now. That it may be
 // asked for was judged before.
-func (h *handler) dial(ctx context.Context, to target) (*net.TCPConn, error) {
+func (h *handler) dial(ctx context.Context, to target) (streamConn, error) {
 	s := h.g.settings.Load()
 	if s == nil {
 		return nil, errors.New("egress is not configured yet")
@@ -89,6 +89,9 @@ func (h *handler) dial(ctx context.Context, to target) (*net.TCPConn, error) {
 	h.door.mu.Lock()
 	r := h.door.rules
 	h.door.mu.Unlock()
+	if s.upstream.carries(to) {
+		return s.upstream.dial(ctx, &h.g.dialer.transport, to, h.g.model.TLSClientConfig)
+	}
 	c, err := h.g.dialer.dial(ctx, to, s.allow, r)
 	if err != nil {
 		h.door.log.Info("egress: not connected", "target", to.String(), "refused", errors.Is(err, errRefused), "error", err)

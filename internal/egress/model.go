@@ -7,6 +7,8 @@ import (
 	"net/http/httputil"
 	"strconv"
 	"strings"
+
+	"github.com/tomblancdev/stromboli"
 )
 
 // maxModelBody is above what the Messages API takes.
@@ -70,6 +72,7 @@ func rewriteModel(pr *httputil.ProxyRequest) {
 	// No other protocol on this connection: what follows an upgrade is not seen.
 	pr.Out.Header.Del("Upgrade")
 	pr.Out.Header.Del("Connection")
+	pr.Out.Header.Del("Accept-Encoding") // an answer that can be counted
 	for name, values := range s.headers {
 		pr.Out.Header[name] = values
 	}
@@ -92,6 +95,9 @@ func stripCredentials(h http.Header) {
 // whose credential was refused: it has no other, and would try for minutes.
 func modelAnswer(r *http.Response) error {
 	r.Header.Del("Set-Cookie")
+	if f := flowOf(r.Request.Context()); f != nil {
+		measure(r, func(u *stromboli.Usage) { f.rec.Usage = u })
+	}
 	if r.StatusCode == http.StatusUnauthorized {
 		r.Header.Set("X-Should-Retry", "false")
 	}

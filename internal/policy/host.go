@@ -155,6 +155,16 @@ func (p hostPattern) String() string {
 	return host + ":" + strconv.Itoa(int(p.port))
 }
 
+// OnlyNames reports whether no pattern is an address or a range.
+func (h Hosts) OnlyNames() bool {
+	for _, p := range h {
+		if p.name == "" {
+			return false
+		}
+	}
+	return true
+}
+
 // Strings are the patterns' canonical forms.
 func (h Hosts) Strings() []string {
 	var list []string

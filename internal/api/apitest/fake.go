@@ -300,6 +300,6 @@ func (f *Fake) Version(context.Context) api.Version {
 }
 
 // ClaudeStatus implements api.System.
-func (f *Fake) ClaudeStatus(context.Context) (configured bool, message string) {
-	return true, "an API key is configured"
+func (f *Fake) ClaudeStatus(context.Context) api.ClaudeStatus {
+	return api.ClaudeStatus{Configured: true, Message: "an API key is configured"}
 }
