@@ -193,6 +193,9 @@ type PodmanOptions struct {
 	Image string `json:"image,omitempty"`
 	// Volumes are "host:container[:options]" mounts; options are ro and rw.
 	Volumes []string `json:"volumes,omitempty"`
+	// SecretsEnv gives the agent secrets as environment variables: the secrets'
+	// names by the variables'.
+	SecretsEnv map[string]string `json:"secrets_env,omitempty"`
 	// Memory is a size such as "512m" or "2g".
 	Memory string `json:"memory,omitempty"`
 	// CPUs is a decimal number of CPUs such as "0.5".

@@ -327,6 +327,7 @@ func evidenceRows() []evidence {
 			set: claude(func(o *stromboli.ClaudeOptions) { o.EnablePowershellTool = true }),
 		},
 
+		{field: "podman.secrets_env", value: "`{\"TOKEN\":\"token\"}`", where: sandbox, shows: "a tool's environment, by the value's hash", by: "TestSecrets"},
 		{field: "podman.image", value: "another image", where: sandbox, shows: "a directory that the agent image lacks", by: "TestEvidence/podman.image"},
 		{field: "podman.volumes", value: "`…:/mnt/v:ro`, `…:/mnt/v:rw`", where: sandbox, shows: "a file of the host; written only with `rw`", by: "TestEvidence/podman.volumes"},
 		{field: "podman.memory", value: "`700m`", where: inspect, shows: "the container's memory limit", by: "TestEvidence/in_the_container"},

@@ -176,7 +176,9 @@ func TestBadInput(t *testing.T) {
 		{"network of another shape", `{"prompt":"x","network":"open"}`, 400, "invalid_request", "network"},
 		{"network wider than it gets", `{"prompt":"x","network":{"mode":"bridge"}}`, 400, "invalid_request", "network.mode"},
 		later("bindings", `["x"]`), later("permission_prompts", `"http"`), later("workspace", `{"git":"x"}`), later("keep", `true`),
-		later("podman.secrets_env", `{"A":"b"}`), later("podman.lifecycle", `{"post_start":["x"]}`), later("podman.environment", `{"type":"compose"}`),
+		{"secret that is missing", `{"prompt":"x","podman":{"secrets_env":{"A":"never"}}}`, 400, "invalid_request", "podman.secrets_env.A"},
+		{"secret of the engine's", `{"prompt":"x","podman":{"secrets_env":{"A":"engine:x"}}}`, 400, "not_supported", "podman.secrets_env.A"},
+		later("podman.lifecycle", `{"post_start":["x"]}`), later("podman.environment", `{"type":"compose"}`),
 	}
 	for i, c := range all {
 		t.Run(c.name, func(t *testing.T) {

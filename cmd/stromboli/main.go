@@ -68,6 +68,7 @@ type commands struct {
 	Run     runCommand        `cmd:"" help:"Run a prompt and print what the agent does. The exit code is the run's outcome: 0 completed, 1 failed, 3 crashed, 124 timeout, 130 cancelled."`
 	Setup   setupCommand      `cmd:"" help:"Fetch the agent CLI and prepare the agent image."`
 	Doctor  doctorCommand     `cmd:"" help:"Examine this host: what works, what doesn't, what to do."`
+	Secrets secretsCommand    `cmd:"" help:"Keep the server's secrets."`
 	Bench   benchCommand      `cmd:"" help:"Measure the start of a run against the bare CLI and podman run."`
 	Version versionCommand    `cmd:"" help:"Print the version."`
 	Probe   benchProbeCommand `cmd:"" hidden:"" name:"bench-probe" help:"Measure a source over the network; used by bench."`

@@ -27,6 +27,7 @@ import (
 	"github.com/tomblancdev/stromboli/internal/policy"
 	"github.com/tomblancdev/stromboli/internal/runner"
 	"github.com/tomblancdev/stromboli/internal/sandbox"
+	"github.com/tomblancdev/stromboli/internal/secret"
 	"github.com/tomblancdev/stromboli/internal/setup"
 	"github.com/tomblancdev/stromboli/internal/store"
 )
@@ -75,6 +76,7 @@ type server struct {
 	dir    *dataDir
 	store  *store.Store
 	blobs  *blob.Dir
+	vault  *secret.Vault
 	engine *podman.Client
 	info   engine.Info
 	image  string // of runs that name none
@@ -231,6 +233,9 @@ func (s *server) open(ctx context.Context) error {
 	if s.blobs, err = blob.Open(filepath.Join(s.dir.path, "blobs")); err != nil {
 		return err
 	}
+	if s.vault, err = openVault(s.cfg, s.dir, s.store); err != nil {
+		return err
+	}
 	if s.image, err = defaultImage(s.cfg, s.environ); err != nil {
 		return err
 	}
@@ -273,12 +278,12 @@ func (s *server) open(ctx context.Context) error {
 		return err
 	}
 	s.runner = runner.New(runner.Config{
-		Store: s.store, Log: log, Sandboxes: s.boxes, Blobs: s.blobs, Model: s.model, Connections: s.egress, Policy: limits,
+		Store: s.store, Log: log, Sandboxes: s.boxes, Blobs: s.blobs, Model: s.model, Connections: s.egress, Secrets: s.vault, Policy: limits,
 		Owner: owner(), MaxRunning: maxRunning(s.cfg, limits), MaxQueued: s.cfg.QueueMax,
 		BackgroundWait: s.cfg.Runs.BackgroundWait, Timezone: zone, Logger: s.log,
 	})
 	s.api, err = api.New(api.Config{
-		Runs: s.runner, Events: log, System: &system{s}, Log: s.log, Render: claude.AssistantText, Visible: claude.Visible,
+		Runs: s.runner, Events: log, Secrets: s.vault, System: &system{s}, Log: s.log, Render: claude.AssistantText, Visible: claude.Visible,
 		AllowedHosts: s.cfg.Server.AllowedHosts, MaxBody: s.cfg.Server.MaxBody,
 	})
 	return err

@@ -26,7 +26,7 @@ const checkTime = 3 * time.Second
 // /version.
 func capabilities() []string {
 	return []string{
-		"events", "idempotency", "stream_resume", "run_stream_post", "egress_proxy", "network_policy", "egress_records", "attestation", "survives_restart",
+		"events", "idempotency", "stream_resume", "run_stream_post", "egress_proxy", "network_policy", "egress_records", "attestation", "secrets", "survives_restart",
 		"session_continue", "session_fork", "session_alias", "no_persistence", "env", "background_wait", "content",
 	}
 }

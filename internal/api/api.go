@@ -64,6 +64,19 @@ type Events interface {
 	EventData(ctx context.Context, runID string, seq int64) (json.RawMessage, error)
 }
 
+// Secrets is what the API needs of the secrets' keeper. All methods see only
+// the principal's tenant.
+type Secrets interface {
+	// Create keeps a new secret, durable on return. stromboli.Invalid names the
+	// field; stromboli.Conflict where the name is taken.
+	Create(ctx context.Context, p stromboli.Principal, name string, value []byte) (stromboli.Secret, error)
+	// Describe, as List, tells everything but the value.
+	Describe(ctx context.Context, p stromboli.Principal, name string) (stromboli.Secret, error)
+	List(ctx context.Context, p stromboli.Principal) ([]stromboli.Secret, error)
+	// Delete forgets a secret; what has started keeps what it was given.
+	Delete(ctx context.Context, p stromboli.Principal, name string) error
+}
+
 // System tells of the server itself. Its methods answer within seconds.
 type System interface {
 	// Health lists the parts and their state.
@@ -104,13 +117,14 @@ type Version struct {
 	Engine      string   `json:"engine"`
 }
 
-// Config makes an API. Runs, Events, System and Log are required; zero
+// Config makes an API. Runs, Events, Secrets, System and Log are required; zero
 // durations and sizes get the defaults that their comments name.
 type Config struct {
-	Runs   Runs
-	Events Events
-	System System
-	Log    *slog.Logger
+	Runs    Runs
+	Events  Events
+	Secrets Secrets
+	System  System
+	Log     *slog.Logger
 
 	// Render returns the lines of the assistant's text in one line of the CLI:
 	// nil for lines without a completed text block. It must be deterministic,
@@ -151,8 +165,8 @@ type API struct {
 
 // New makes an API and starts nothing.
 func New(cfg Config) (*API, error) {
-	if cfg.Runs == nil || cfg.Events == nil || cfg.System == nil || cfg.Log == nil || cfg.Render == nil {
-		return nil, errors.New("api: Runs, Events, System, Log and Render are required")
+	if cfg.Runs == nil || cfg.Events == nil || cfg.Secrets == nil || cfg.System == nil || cfg.Log == nil || cfg.Render == nil {
+		return nil, errors.New("api: Runs, Events, Secrets, System, Log and Render are required")
 	}
 	if cfg.Visible == nil {
 		cfg.Visible = func([]byte) bool { return true }
@@ -210,6 +224,10 @@ func (a *API) routes() []route {
 		{pattern: "GET /jobs/{id}/egress", serve: a.jobEgress},
 		{pattern: "PATCH /jobs/{id}/network", acts: true, serve: a.setNetwork},
 		{pattern: "GET /jobs/{id}/stream", serve: a.jobStream},
+		{pattern: "GET /secrets", serve: a.listSecrets},
+		{pattern: "POST /secrets", acts: true, serve: a.createSecret},
+		{pattern: "GET /secrets/{name}", serve: a.getSecret},
+		{pattern: "DELETE /secrets/{name}", acts: true, serve: a.deleteSecret},
 		{pattern: "GET /health", open: true, serve: a.health},
 		{pattern: "GET /livez", open: true, serve: a.livez},
 		{pattern: "GET /readyz", open: true, serve: a.readyz},

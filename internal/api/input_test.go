@@ -70,6 +70,7 @@ func takes() map[string][]string {
 		"claude.plugin_dirs[]":      {injection, unicode},
 		"claude.settings":           {injection, unicode},
 		"env{}":                     {newline, escape, dash, traversal, injection, unicode, blank},
+		"podman.secrets_env{}":      {dash}, // a secret may be called so
 		"claude.session_id":         {dash}, // an alias: never part of a command line or path
 		"claude.allowed_tools[]":    pattern,
 		"claude.disallowed_tools[]": pattern,

@@ -31,7 +31,7 @@ func contract() vocabulary {
 func notSupportedYet(path string) bool {
 	switch path {
 	case "webhook_url", "bindings", "permission_prompts", "workspace", "keep",
-		"podman.secrets_env", "podman.lifecycle", "podman.environment":
+		"podman.lifecycle", "podman.environment":
 		return true
 	}
 	return false

@@ -77,7 +77,8 @@ func mayInTests() map[string][]string {
 		"internal/egress":            {"internal/modelstub"},
 		"internal/claude":            {"internal/modelstub"},
 		"internal/sandbox":           {"internal/engine/enginetest", "internal/engine/podman"},
-		"internal/runner":            {"internal/store", "internal/eventlog", "internal/blob", "internal/engine", "internal/engine/enginetest"},
+		"internal/secret":            {"internal/store"},
+		"internal/runner":            {"internal/secret", "internal/store", "internal/eventlog", "internal/blob", "internal/engine", "internal/engine/enginetest"},
 		// Bad input is judged in tests by those who judge it in the server.
 		"internal/api": {"internal/api/apitest", "internal/claude", "internal/policy"},
 		"client":       {"internal/api", "internal/api/apitest", "internal/eventlog", "internal/auth"},

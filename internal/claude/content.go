@@ -22,6 +22,9 @@ func ValidateInput(spec stromboli.RunSpec) error {
 	if err := ValidateEnv("env", spec.Env); err != nil {
 		return err
 	}
+	if err := ValidateSecretsEnv("podman.secrets_env", spec.Podman.SecretsEnv, spec.Env); err != nil {
+		return err
+	}
 	if err := validBlocks("content", spec.Content); err != nil {
 		return err
 	}

@@ -49,6 +49,9 @@ type EnvConfig struct {
 	// Caller are the run's own variables, which have passed ValidateEnv; they
 	// come after the image's.
 	Caller map[string]string
+	// Secrets are further variables of the run's, which have passed
+	// ValidateSecretsEnv.
+	Secrets map[string]string
 	// Options are the run's: some of them the CLI takes from its environment.
 	Options stromboli.ClaudeOptions
 }
@@ -97,6 +100,11 @@ func Env(c EnvConfig) []string {
 	for _, name := range slices.Sorted(maps.Keys(c.Caller)) {
 		if envName(name) && ReservedName(name) == "" {
 			e.set(name, c.Caller[name])
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Secrets)) {
+		if envName(name) && ReservedName(name) == "" {
+			e.set(name, c.Secrets[name])
 		}
 	}
 	if _, own := c.Caller["TZ"]; c.Timezone != "" && !own {

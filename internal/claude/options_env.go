@@ -69,6 +69,36 @@ func ValidateEnv(field string, env map[string]string) error {
 	return nil
 }
 
+// maxSecretsEnv is how many secrets a run may have in its environment.
+const maxSecretsEnv = 50
+
+// ValidateSecretsEnv checks which variables are to hold secrets: names as those
+// of ValidateEnv, and none twice. Whether the secrets exist is for others to say.
+func ValidateSecretsEnv(field string, secrets, env map[string]string) error {
+	if len(secrets) > maxSecretsEnv {
+		return stromboli.FieldError(field, "has %d entries, at most %d are possible", len(secrets), maxSecretsEnv)
+	}
+	for _, name := range slices.Sorted(maps.Keys(secrets)) {
+		_, twice := env[name]
+		switch {
+		case !envName(name):
+			return stromboli.FieldError(field, "%s is no name of an environment variable: letters, digits and _, at most %d, no digit first", quote(name), maxEnvName)
+		case ReservedName(name) != "":
+			return stromboli.FieldError(field+"."+name, "%s", ReservedName(name))
+		case twice:
+			return stromboli.FieldError(field+"."+name, "is set in env too")
+		case strings.HasPrefix(secrets[name], "engine:"):
+			return &stromboli.Error{
+				Code: stromboli.NotSupported, Message: field + "." + name + ": the engine's own secrets are not supported; make the secret by POST /secrets",
+				Details: []stromboli.Detail{{Field: field + "." + name, Message: "the engine's own secrets are not supported"}},
+			}
+		case !stromboli.ValidSecretName(secrets[name]):
+			return stromboli.FieldError(field+"."+name, "%s is no secret's name: 1 to %d letters, digits, dashes and underscores", quote(secrets[name]), stromboli.MaxSecretName)
+		}
+	}
+	return nil
+}
+
 func envName(s string) bool {
 	if s == "" || len(s) > maxEnvName || s[0] >= '0' && s[0] <= '9' {
 		return false

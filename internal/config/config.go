@@ -41,6 +41,7 @@ type Config struct {
 	Resources Resources `envPrefix:"STROMBOLI_RESOURCES_"`
 	Runs      Runs      `envPrefix:"STROMBOLI_RUNS_"`
 	Egress    Egress    `envPrefix:"STROMBOLI_EGRESS_"`
+	Secrets   Secrets   `envPrefix:"STROMBOLI_SECRETS_"`
 	Jobs      Jobs      `envPrefix:"STROMBOLI_JOBS_"`
 	Log       Log       `envPrefix:"STROMBOLI_LOG_"`
 
@@ -158,6 +159,14 @@ type Egress struct {
 	// External: another service starts `stromboli egress`, such as a second
 	// container beside the server's. The server waits for it and never ends it.
 	External bool `env:"EXTERNAL"`
+}
+
+// Secrets is how callers' secrets are kept.
+type Secrets struct {
+	// KeyFile is the file with the keys that seal them, mode 0600; it is made
+	// where it is missing. Default: secrets.key in the data directory. Without
+	// it the secrets can't be opened: keep a copy apart from the database's.
+	KeyFile string `env:"KEY_FILE"`
 }
 
 // Log is the server's own log, on standard error.

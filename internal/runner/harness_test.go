@@ -24,6 +24,7 @@ import (
 	"github.com/tomblancdev/stromboli/internal/policy"
 	"github.com/tomblancdev/stromboli/internal/runner"
 	"github.com/tomblancdev/stromboli/internal/sandbox"
+	"github.com/tomblancdev/stromboli/internal/secret"
 	"github.com/tomblancdev/stromboli/internal/store"
 )
 
@@ -66,6 +67,7 @@ type world struct {
 	cli    string
 
 	network // what egress knows
+	keys    *secret.Keyring
 
 	down    atomic.Pointer[string] // the engine's method that fails; "": all
 	unready atomic.Bool            // the model has no credential
@@ -85,6 +87,9 @@ func newWorld(t *testing.T) *world {
 		}
 		return nil
 	})
+	keys, err := secret.OpenKeyring(filepath.Join(w.data, "secrets.key"))
+	must(t, err)
+	w.keys = keys
 	must(t, os.WriteFile(filepath.Join(w.cli, "claude"), []byte(fakeCLI), 0o755))
 	return w
 }
@@ -153,7 +158,7 @@ func (w *world) tryStart(o options) (*life, error) {
 	}
 	l.faults.Store, l.faults.cancel = st, cancel
 	l.Runner = runner.New(runner.Config{
-		Store: l.faults, Log: faultyLog{l.log, l.faults}, Sandboxes: l.boxes, Blobs: blobs, Model: w, Connections: &w.network,
+		Store: l.faults, Log: faultyLog{l.log, l.faults}, Sandboxes: l.boxes, Blobs: blobs, Model: w, Connections: &w.network, Secrets: secret.NewVault(st, w.keys),
 		Policy: policy.Config{Image: image, Memory: 64 << 20, NanoCPUs: 1e9, Timeout: time.Minute, Home: sandbox.HomePath},
 		Owner:  "test", MaxRunning: o.max, MaxQueued: o.queue, BackgroundWait: o.background, Now: o.now, Logger: log,
 	})

@@ -87,6 +87,12 @@ type Model interface {
 	Ready(ctx context.Context) (kind string, err error)
 }
 
+// Secrets are what tenants have given the server to keep.
+type Secrets interface {
+	// Get returns a secret's value; stromboli.NotFound where there is none.
+	Get(ctx context.Context, tenant, name string) ([]byte, error)
+}
+
 // Connections tells of the connections of sandboxes.
 type Connections interface {
 	// Records returns a sandbox's records after a position, in order and without
@@ -107,6 +113,7 @@ type Config struct {
 	Model     Model
 	// Connections are what sandboxes do on the network.
 	Connections Connections
+	Secrets     Secrets
 	Policy      policy.Config
 
 	Owner          string        // names this server in the rows that it executes

@@ -27,6 +27,10 @@ func (e *execution) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	secrets, err := e.secrets(create)
+	if err != nil {
+		return err
+	}
 	session, err := e.session(ctx)
 	if err != nil {
 		return err
@@ -70,7 +74,7 @@ func (e *execution) start(ctx context.Context) error {
 	if err := e.announce(create); err != nil {
 		return err
 	}
-	return e.startAgent(create, kind, session, 0)
+	return e.startAgent(create, agentStart{kind: kind, session: session, secrets: secrets})
 }
 
 // credential returns the kind of the model's credential.
@@ -114,28 +118,35 @@ func (e *execution) timeLeft() time.Duration {
 	return left
 }
 
+// agentStart is what an agent's start needs beside its row.
+type agentStart struct {
+	kind    string // of the credential
+	session stromboli.Session
+	secrets map[string]string // none for one that was started before
+	left    time.Duration     // that the shim still gives it, unless 0
+}
+
 // startAgent gives the agent its message. An agent that was started before is
-// not started again, and nothing is said to it twice; left, unless 0, is the
-// time that its shim still gives it.
-func (e *execution) startAgent(ctx context.Context, kind string, session stromboli.Session, left time.Duration) error {
+// not started again, and nothing is said to it twice.
+func (e *execution) startAgent(ctx context.Context, s agentStart) error {
 	opts := e.row.Spec.Claude
 	process := shim.Process{
 		ID:   e.id,
-		Argv: append([]string{e.box.CLI}, claude.Args(opts, e.conversation(session, e.home(session)))...),
+		Argv: append([]string{e.box.CLI}, claude.Args(opts, e.conversation(s.session, e.home(s.session)))...),
 		Env: claude.Env(claude.EnvConfig{
-			Image: e.box.ImageEnv, Home: e.box.Home, Endpoint: e.box.ProxyURL, CredentialKind: kind, MaxRetries: -1,
+			Image: e.box.ImageEnv, Home: e.box.Home, Endpoint: e.box.ProxyURL, CredentialKind: s.kind, MaxRetries: -1,
 			Timezone: e.r.cfg.Timezone,
-			Caller:   e.row.Spec.Env, Options: opts,
+			Caller:   e.row.Spec.Env, Secrets: s.secrets, Options: opts,
 		}),
 		Dir: e.box.Workdir, UID: e.box.UID, GID: e.box.GID, Deadline: max(e.timeLeft(), time.Millisecond),
 	}
 	if err := e.box.Peer.Start(ctx, process); err != nil {
 		return fmt.Errorf("starting the agent: %w", err)
 	}
-	if left == 0 {
-		left = e.timeLeft()
+	if s.left == 0 {
+		s.left = e.timeLeft()
 	}
-	e.allow(left)
+	e.allow(s.left)
 	if err := e.box.Peer.Stdin(ctx, messageFrame, claude.UserMessage(messageUUID(e.id), e.row.Spec)); err != nil {
 		// An agent that reads nothing has ended, or will: its exit says why.
 		if re, ok := errors.AsType[*shim.RemoteError](err); !ok || re.Code != shim.CodeStdinClosed {
@@ -187,7 +198,13 @@ func (e *execution) reattach(ctx context.Context) error {
 		// is no more, and another one must not begin its work anew.
 		return fmt.Errorf("sandbox %s was restarted: %w", box.ID, shim.ErrGone)
 	}
-	return e.startAgent(ctx, kind, session, hello.Agent.Left)
+	start := agentStart{kind: kind, session: session, left: hello.Agent.Left}
+	if hello.Agent.ProcessID == "" { // the server before died before it asked for the agent
+		if start.secrets, err = e.secrets(ctx); err != nil {
+			return err
+		}
+	}
+	return e.startAgent(ctx, start)
 }
 
 // replay feeds the stored output to a fresh turn.

@@ -303,3 +303,62 @@ func (f *Fake) Version(context.Context) api.Version {
 func (f *Fake) ClaudeStatus(context.Context) api.ClaudeStatus {
 	return api.ClaudeStatus{Configured: true, Message: "an API key is configured"}
 }
+
+// Vault implements api.Secrets in memory. It takes every name but "bad".
+type Vault struct {
+	mu   sync.Mutex
+	kept map[string]stromboli.Secret
+}
+
+// Create implements api.Secrets.
+func (v *Vault) Create(_ context.Context, p stromboli.Principal, name string, value []byte) (stromboli.Secret, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := stromboli.Secret{ID: "id-" + name, Tenant: p.Tenant, Name: name, CreatedAt: time.Unix(1_700_000_000, 0)}
+	if name == "bad" || len(value) == 0 {
+		return s, stromboli.FieldError("name", "is bad")
+	}
+	if _, taken := v.kept[p.Tenant+"/"+name]; taken {
+		return s, stromboli.Errorf(stromboli.Conflict, "the secret %s exists already", name)
+	}
+	if v.kept == nil {
+		v.kept = map[string]stromboli.Secret{}
+	}
+	v.kept[p.Tenant+"/"+name] = s
+	return s, nil
+}
+
+// Describe implements api.Secrets.
+func (v *Vault) Describe(_ context.Context, p stromboli.Principal, name string) (stromboli.Secret, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s, ok := v.kept[p.Tenant+"/"+name]
+	if !ok {
+		return s, stromboli.Errorf(stromboli.NotFound, "there is no secret %q", name)
+	}
+	return s, nil
+}
+
+// List implements api.Secrets.
+func (v *Vault) List(_ context.Context, p stromboli.Principal) ([]stromboli.Secret, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var list []stromboli.Secret
+	for _, s := range v.kept {
+		if s.Tenant == p.Tenant {
+			list = append(list, s)
+		}
+	}
+	return list, nil
+}
+
+// Delete implements api.Secrets.
+func (v *Vault) Delete(ctx context.Context, p stromboli.Principal, name string) error {
+	if _, err := v.Describe(ctx, p, name); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(v.kept, p.Tenant+"/"+name)
+	return nil
+}

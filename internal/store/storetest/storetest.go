@@ -28,6 +28,12 @@ type Store interface {
 	FinishRun(ctx context.Context, runID string, epoch int64, f stromboli.RunFinish) ([]stromboli.Event, error)
 	SetNetwork(ctx context.Context, tenant, runID string, n stromboli.Network) (stromboli.Run, error)
 	Attestation(ctx context.Context, tenant, runID string) (stromboli.Attestation, error)
+	CreateSecret(ctx context.Context, s stromboli.SealedSecret) error
+	GetSecret(ctx context.Context, tenant, name string) (stromboli.SealedSecret, error)
+	ListSecrets(ctx context.Context, tenant string) ([]stromboli.Secret, error)
+	DeleteSecret(ctx context.Context, tenant, name string) error
+	OtherlySealed(ctx context.Context, keyID string, limit int) ([]stromboli.SealedSecret, error)
+	ReplaceBox(ctx context.Context, s stromboli.SealedSecret, keyID string, box []byte) error
 	EgressRecords(ctx context.Context, runID string, after int64, limit int) ([]stromboli.EgressRecord, error)
 
 	AppendEvents(ctx context.Context, runID string, epoch int64, events []stromboli.Event) ([]stromboli.Event, error)
@@ -82,6 +88,7 @@ func Run(t *testing.T, open func(t *testing.T, clock *Clock) Store) {
 		"update":           testUpdate,
 		"network":          testNetwork,
 		"attestation":      testAttestation,
+		"secrets":          testSecretRows,
 		"cancel pending":   testCancelPending,
 		"cancel running":   testCancelRunning,
 		"finish":           testFinish,
