@@ -56,10 +56,15 @@ func (c benchCommand) egress(ctx context.Context, rig *benchRig, engine *podman.
 		_, _ = fmt.Fprintf(rig.show, "\rbench: egress, round %d of %d", round+1, c.Probes)
 	}
 	_, _ = fmt.Fprintln(rig.show)
+	memory, err := server.doors(ctx, addr)
+	if err != nil {
+		return nil, fmt.Errorf("memory of %d sandboxes' proxies: %w", benchDoors, err)
+	}
 	figures := []figure{
 		summary("direct_request", "ms", directMS), summary("egress_request", "ms", egressMS),
 		summary("direct_stream_paced", "MB/s", directPaced), summary("egress_stream_paced", "MB/s", egressPaced),
 		summary("direct_stream", "MB/s", directStream), summary("egress_stream", "MB/s", egressStream),
+		summary("egress_memory_100", "MiB", []float64{memory}),
 	}
 	for _, kind := range []string{"request", "stream_paced", "stream"} {
 		compare(figures, "egress_"+kind, "direct_"+kind)

@@ -141,7 +141,7 @@ func startBenchServer(ctx context.Context, rig *benchRig, engine *podman.Client,
 		if s.url = readAddress(s.data); s.url == "" {
 			return false, nil
 		}
-		_, err := s.get(ctx, "/livez")
+		_, err := s.get(ctx, "/readyz") // egress included
 		return err == nil, nil
 	})
 	if err != nil {
