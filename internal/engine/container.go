@@ -78,7 +78,15 @@ type UserNS struct {
 	// container. Rootless engines only.
 	KeepID   bool
 	UID, GID int
+	// UIDs and GIDs are the ids that the container has and what they are on the
+	// engine's host. Both or none; rootful engines only. Of more than one piece
+	// each, images are copied or don't mount.
+	UIDs, GIDs []IDRange
 }
+
+// IDRange maps Size ids, from Container on in a container, to those from Host
+// on where the engine runs.
+type IDRange struct{ Container, Host, Size uint32 }
 
 // Created is the answer to Create.
 type Created struct {
@@ -135,6 +143,7 @@ type InForce struct {
 	Network         string
 	User            string
 	UserNS          string
+	UIDs, GIDs      []IDRange // empty: the engine's own, or keep-id
 	Privileged      bool
 	OCIRuntime      string
 	Mounts          []Mount // binds only

@@ -16,10 +16,14 @@ type Info struct {
 	Controllers   []string // cgroup controllers that the engine may use
 	GraphDriver   string   // storage driver, "overlay" or slower
 	GraphRoot     string
-	OCIRuntime    string
-	SELinux       bool
-	AppArmor      bool
-	Seccomp       bool
+	// MapsImages is true where a container with ids of its own shares its
+	// image's layers with all others. Elsewhere the engine copies the image for
+	// each range of ids.
+	MapsImages bool
+	OCIRuntime string
+	SELinux    bool
+	AppArmor   bool
+	Seccomp    bool
 
 	// EnforcesLimits is false where memory, CPU and process limits of a
 	// container have no effect: rootless on cgroup v1, or controllers missing.

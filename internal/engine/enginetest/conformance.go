@@ -28,6 +28,7 @@ func Conformance(t *testing.T, s *Suite) {
 		{"remove", testRemove},
 		{"list", testList},
 		{"in force", testInForce},
+		{"user namespace", testUserNS},
 		{"paths", testPaths},
 		{"stats", testStats},
 		{"events", testEvents},

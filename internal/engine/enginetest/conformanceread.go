@@ -84,6 +84,32 @@ func testInForce(ctx context.Context, t *testing.T, s *Suite) {
 	}
 }
 
+// testUserNS makes a container with ids of its own.
+func testUserNS(ctx context.Context, t *testing.T, s *Suite) {
+	info, err := s.Engine.Info(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Rootless || !info.MapsImages {
+		t.Log("not with this engine")
+		return
+	}
+	spec := s.Spec("sleep")
+	spec.UserNS = OwnIDs()
+	c, err := s.Engine.Inspect(ctx, s.Run(ctx, t, spec))
+	if err != nil || c.State != engine.StateRunning || !slices.Equal(c.InForce.UIDs, spec.UserNS.UIDs) || !slices.Equal(c.InForce.GIDs, spec.UserNS.GIDs) {
+		t.Errorf("in force: %+v, %v", c.InForce, err)
+	}
+}
+
+// OwnIDs is a user namespace of ids that are nobody's on the host.
+func OwnIDs() engine.UserNS {
+	return engine.UserNS{
+		UIDs: []engine.IDRange{{Container: 0, Host: 2_100_000_000, Size: 65536}},
+		GIDs: []engine.IDRange{{Container: 0, Host: 2_100_100_000, Size: 65536}},
+	}
+}
+
 func testPaths(ctx context.Context, t *testing.T, s *Suite) {
 	id := s.Create(ctx, t, s.Spec("exit", "0")) // never started
 	for path, want := range map[string]engine.PathStat{

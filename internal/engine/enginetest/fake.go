@@ -72,7 +72,7 @@ func NewFake(cfg FakeConfig) *Fake {
 	if cfg.Info.Name == "" {
 		cfg.Info.Name, cfg.Info.Version = "fake", "0"
 		cfg.Info.CgroupVersion, cfg.Info.EnforcesLimits, cfg.Info.LimitsSwap = 2, true, true
-		cfg.Info.GraphDriver, cfg.Info.Seccomp = "overlay", true
+		cfg.Info.GraphDriver, cfg.Info.MapsImages, cfg.Info.Seccomp = "overlay", true, true
 	}
 	if cfg.Program == nil {
 		cfg.Program = fakeProbe
@@ -185,7 +185,7 @@ func (f *Fake) Create(ctx context.Context, spec engine.ContainerSpec) (engine.Cr
 			MemoryBytes: spec.MemoryBytes, MemorySwapBytes: spec.MemoryBytes, NanoCPUs: spec.NanoCPUs,
 			CPUShares: spec.CPUShares, PidsLimit: spec.PidsLimit, ReadOnlyRoot: spec.ReadOnlyRoot,
 			NoNewPrivileges: spec.NoNewPrivileges, SeccompProfile: "default", Network: string(engine.NetworkNone),
-			User: spec.User, Mounts: spec.Mounts,
+			User: spec.User, Mounts: spec.Mounts, UIDs: spec.UserNS.UIDs, GIDs: spec.UserNS.GIDs,
 		},
 	}
 	for _, name := range spec.CapAdd {

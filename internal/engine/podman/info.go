@@ -3,6 +3,7 @@ package podman
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"net/http"
 	"runtime"
 	"slices"
@@ -41,8 +42,9 @@ type infoAnswer struct {
 		} `json:"security"`
 	} `json:"host"`
 	Store struct {
-		GraphDriverName string `json:"graphDriverName"`
-		GraphRoot       string `json:"graphRoot"`
+		GraphDriverName string         `json:"graphDriverName"`
+		GraphRoot       string         `json:"graphRoot"`
+		GraphOptions    map[string]any `json:"graphOptions"`
 	} `json:"store"`
 	Version struct {
 		Version    string
@@ -100,9 +102,19 @@ func (c *Client) askInfo(ctx context.Context) (engine.Info, error) {
 	if a.Host.CgroupVersion == "v2" {
 		info.CgroupVersion = 2
 	}
+	_, fuse := a.Store.GraphOptions["overlay.mount_program"]
+	info.MapsImages = info.GraphDriver == "overlay" && !fuse && mapsLayers(info.Kernel)
 	info.EnforcesLimits = enforces(info)
 	info.Notes = append(notesOn(info), c.notes...)
 	return info, nil
+}
+
+// mapsLayers reports whether a kernel takes id-mapped layers for an overlay:
+// 5.19 was the first. One that can't be read is old.
+func mapsLayers(release string) bool {
+	var major, minor int
+	n, err := fmt.Sscanf(release, "%d.%d", &major, &minor)
+	return n == 2 && err == nil && (major > 5 || major == 5 && minor >= 19)
 }
 
 // enforces reports whether container limits have an effect.

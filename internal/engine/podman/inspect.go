@@ -2,6 +2,7 @@ package podman
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -48,6 +49,7 @@ type inspectAnswer struct {
 		ReadonlyRootfs, Privileged                         bool
 		NetworkMode, UsernsMode                            string
 		SecurityOpt                                        []string
+		IDMappings                                         struct{ UIDMap, GIDMap []string }
 	}
 }
 
@@ -74,6 +76,7 @@ func (c *Client) Inspect(ctx context.Context, id string) (engine.Container, erro
 		User: a.Config.User, UserNS: a.HostConfig.UsernsMode, OCIRuntime: a.OCIRuntime, SeccompProfile: "default",
 		NoNewPrivileges: slices.Contains(a.HostConfig.SecurityOpt, "no-new-privileges"),
 	}
+	out.InForce.UIDs, out.InForce.GIDs = idRanges(a.HostConfig.IDMappings.UIDMap), idRanges(a.HostConfig.IDMappings.GIDMap)
 	for _, opt := range a.HostConfig.SecurityOpt {
 		if profile, ok := strings.CutPrefix(opt, "seccomp="); ok {
 			out.InForce.SeccompProfile = profile
@@ -87,6 +90,18 @@ func (c *Client) Inspect(ctx context.Context, id string) (engine.Container, erro
 		}
 	}
 	return out, nil
+}
+
+// idRanges reads a map as inspect writes it: container:host:size.
+func idRanges(texts []string) []engine.IDRange {
+	var out []engine.IDRange
+	for _, text := range texts {
+		var r engine.IDRange
+		if n, err := fmt.Sscanf(text, "%d:%d:%d", &r.Container, &r.Host, &r.Size); n == 3 && err == nil {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 // List implements engine.Containers.

@@ -57,6 +57,7 @@ type Client struct {
 	podman  string   // the command's path, "" when there is none
 	notes   []string // set by Open
 	outside bool     // set by Open
+	pid     int      // of the service or of who listens for it, set by Open; 0: not known
 
 	infoMu sync.Mutex // guards the rest
 	info   engine.Info
@@ -75,7 +76,7 @@ func Open(ctx context.Context, cfg OpenConfig) (*Client, error) {
 	}
 	if pid, err := listenerOf(ctx, c.socket); err == nil {
 		c.host.limitsOf(pid)
-		c.outside = pid == 0
+		c.outside, c.pid = pid == 0, pid
 	}
 	return c, nil
 }
@@ -138,6 +139,10 @@ func (c *Client) Own() bool { return c.service != nil }
 // Outside reports whether the engine is outside the container that this
 // process is in: the kernel has no name for its service's process here.
 func (c *Client) Outside() bool { return c.outside }
+
+// PID is the process that listens on the service's socket: the service, or its
+// init system. 0 where it is not known.
+func (c *Client) PID() int { return c.pid }
 
 // Socket is the path of the service's socket.
 func (c *Client) Socket() string { return c.socket }

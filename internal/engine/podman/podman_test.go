@@ -223,3 +223,13 @@ func TestWireSpec(t *testing.T) {
 		t.Errorf("%+v", w.Rlimits)
 	}
 }
+
+func TestMapsLayers(t *testing.T) {
+	for release, want := range map[string]bool{
+		"5.19.0": true, "5.18.99": false, "6.1.0-13-amd64": true, "10.0": true, "4.20.1": false, "5.4": false, "": false, "linux": false,
+	} {
+		if got := mapsLayers(release); got != want {
+			t.Errorf("%q: %v", release, got)
+		}
+	}
+}

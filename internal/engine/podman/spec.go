@@ -30,6 +30,7 @@ type wireSpec struct {
 	NoNewPrivs   bool              `json:"no_new_privileges"`
 	SELinuxOpts  []string          `json:"selinux_opts,omitempty"`
 	UserNS       wireNS            `json:"userns"`
+	IDMappings   *wireIDMappings   `json:"idmappings,omitempty"`
 	PidNS        wireNS            `json:"pidns"`
 	IpcNS        wireNS            `json:"ipcns"`
 	UtsNS        wireNS            `json:"utsns"`
@@ -55,6 +56,28 @@ type wireMount struct {
 type wireNS struct {
 	Mode  string `json:"nsmode,omitempty"`
 	Value string `json:"value,omitempty"`
+}
+
+// wireIDMappings has the field names of the storage library's own type.
+type wireIDMappings struct {
+	HostUIDMapping bool
+	HostGIDMapping bool
+	UIDMap         []wireIDMap
+	GIDMap         []wireIDMap
+}
+
+type wireIDMap struct {
+	Container uint32 `json:"container_id"`
+	Host      uint32 `json:"host_id"`
+	Size      uint32 `json:"size"`
+}
+
+func wireIDMaps(ranges []engine.IDRange) []wireIDMap {
+	out := make([]wireIDMap, len(ranges))
+	for i, r := range ranges {
+		out[i] = wireIDMap(r)
+	}
+	return out
 }
 
 type wireRlimit struct {
@@ -109,8 +132,12 @@ func (c *Client) wireSpec(s engine.ContainerSpec) wireSpec {
 	if s.Network != "" {
 		w.NetNS.Mode = string(s.Network)
 	}
-	if s.UserNS.KeepID {
+	switch {
+	case s.UserNS.KeepID:
 		w.UserNS = wireNS{Mode: "keep-id", Value: fmt.Sprintf("uid=%d,gid=%d", s.UserNS.UID, s.UserNS.GID)}
+	case len(s.UserNS.UIDs) > 0:
+		w.UserNS = wireNS{Mode: "private"}
+		w.IDMappings = &wireIDMappings{UIDMap: wireIDMaps(s.UserNS.UIDs), GIDMap: wireIDMaps(s.UserNS.GIDs)}
 	}
 	if s.LabelDisable {
 		w.SELinuxOpts = []string{"disable"}
