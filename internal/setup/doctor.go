@@ -52,6 +52,10 @@ type Checkup struct {
 	EngineErr error
 	// Outside: this process is in a container, and the engine is not.
 	Outside bool
+	// UserNS says what user namespaces sandboxes get ("auto", "keep-id" or
+	// "none"), UserNSWhy why not "auto", and UserNSOff that none are wanted.
+	UserNS, UserNSWhy string
+	UserNSOff         bool
 	// Image is the image of runs that name none.
 	Image string
 	// AllowUnenforced permits limits without effect.
@@ -103,9 +107,9 @@ func Examine(ctx context.Context, c Checkup) []Finding {
 	if err == nil {
 		found = append(found,
 			checkVersion(info), checkSameKernel(info, c.Host), checkCgroups(info, c.Host, c.AllowUnenforced),
-			checkRuntime(info, c.Host), checkStorage(info), checkSELinux(info, c.Host))
+			checkRuntime(info, c.Host), checkStorage(info), checkSELinux(info, c.Host), c.checkUserNS())
 	} else {
-		for _, name := range []string{"engine version", "engine's kernel", "cgroups", "runtime", "storage", "selinux"} {
+		for _, name := range []string{"engine version", "engine's kernel", "cgroups", "runtime", "storage", "selinux", "user namespaces"} {
 			found = append(found, skipped(name))
 		}
 	}

@@ -21,6 +21,7 @@ const (
 	wantSubIDs     = 65536
 	minFiles       = 1024
 	wantFiles      = 8192
+	wantInotify    = 1024
 	fullBytes      = 100 << 20
 	lowBytes       = 2 << 30
 	lowInodes      = 10_000
@@ -141,6 +142,23 @@ func checkSELinux(info engine.Info, h Host) Finding {
 		return ok(name, h.SELinux)
 	}
 	return ok(name, "off")
+}
+
+// checkUserNS tells whose ids sandboxes have on this host.
+func (c Checkup) checkUserNS() Finding {
+	const name = "user namespaces"
+	switch {
+	case c.UserNS == "auto" && c.Host.Inotify > 0 && c.Host.Inotify < wantInotify:
+		return ok(name, fmt.Sprintf("one per sandbox, of ids that are nobody's; they and root's own programs share %d inotify instances (fs.inotify.max_user_instances)", c.Host.Inotify))
+	case c.UserNS == "auto":
+		return ok(name, "one per sandbox, of ids that are nobody's")
+	case c.UserNS == "keep-id":
+		return ok(name, "one per sandbox: "+c.UserNSWhy)
+	case c.UserNSOff:
+		return ok(name, "none: "+c.UserNSWhy)
+	}
+	return warning(name, "none: "+c.UserNSWhy,
+		"an agent that breaks out of its sandbox has the ids of its files' owner on this host: docs/CONFIGURATION.md says what a namespace per sandbox takes")
 }
 
 // checkSubIDs is about rootless engines: a sandbox has more users than one.

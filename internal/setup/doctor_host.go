@@ -28,6 +28,7 @@ type Host struct {
 	SubUIDs, SubGIDs int
 	SubIDsElsewhere  bool
 	IDMapTools       bool   // newuidmap and newgidmap are installed
+	Inotify          int    // instances that one user may have; 0: not known
 	NoUserNamespaces string // the file that switches them off, if one does
 
 	Mounts string // /proc/self/mountinfo
@@ -81,6 +82,7 @@ func ReadHost(root string, env []string) Host {
 			h.NoUserNamespaces = "/" + name
 		}
 	}
+	h.Inotify, _ = strconv.Atoi(read("proc/sys/fs/inotify/max_user_instances"))
 	h.Mounts = read("proc/self/mountinfo")
 	h.Files = openFiles(read("proc/self/limits"))
 	h.ClockState = clockState()

@@ -99,6 +99,7 @@ func wellHost(t *testing.T) *sick {
 	}}
 	s.Checkup = Checkup{
 		Root: "/", DataDir: t.TempDir(), CacheDir: t.TempDir(), Socket: "/run/podman.sock", Image: "example.com/agent:1", Engine: s,
+		UserNS: "auto",
 		Host: Host{
 			Kernel: "6.1.0", CgroupV2: true, UID: os.Getuid(), User: "me", SubUIDs: 65536, SubGIDs: 65536, IDMapTools: true,
 			Files: 20000, Now: now, ClockState: ClockSynced,
@@ -163,6 +164,9 @@ func TestFaults(t *testing.T) {
 		{"no seccomp", func(s *sick) { s.info.Seccomp = false }, "runtime", Failed, "seccomp", "seccomp", true},
 		{"vfs", func(s *sick) { s.info.GraphDriver = "vfs" }, "storage", Warning, "vfs", "overlay", false},
 		{"selinux", func(s *sick) { s.info.SELinux, s.Host.SELinux = true, "enforcing" }, "selinux", Warning, "label=disable", "policy", false},
+		{"no user namespace", func(s *sick) { s.UserNS, s.UserNSWhy = "none", "the kernel is old" }, "user namespaces", Warning, "the kernel is old", "CONFIGURATION.md", false},
+		{"few inotify instances", func(s *sick) { s.Host.Inotify = 128 }, "user namespaces", OK, "share 128 inotify", "", false},
+		{"namespaces switched off", func(s *sick) { s.UserNS, s.UserNSWhy, s.UserNSOff = "none", "switched off", true }, "user namespaces", OK, "none: switched off", "", false},
 		{"no subordinate ids", func(s *sick) { user(s); s.Host.SubGIDs = 0 }, "subordinate ids", Failed, "no ranges", "usermod", true},
 		{"few subordinate ids", func(s *sick) { user(s); s.Host.SubUIDs = 1000 }, "subordinate ids", Warning, "1000", "usermod", false},
 		{"no newuidmap", func(s *sick) { user(s); s.Host.IDMapTools = false }, "subordinate ids", Failed, "newuidmap", "uidmap", true},
