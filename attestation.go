@@ -14,9 +14,12 @@ type Attestation struct {
 	ImageDigest string    `json:"image_digest,omitempty"`
 	Runtime     string    `json:"runtime,omitempty"` // the engine's OCI runtime
 
-	// UserNamespace: keep-id (rootless: the container's users are subordinate
-	// ids of the server's), auto, or none: the container's users are the host's.
-	UserNamespace string `json:"user_namespace"`
+	// UserNamespace: auto (the container's ids are nobody's on the host), keep-id
+	// (rootless: they are the server's own and subordinate ones of that user's), or
+	// none: they are the host's.
+	// UserNamespaceWhy says why it isn't auto.
+	UserNamespace    string `json:"user_namespace"`
+	UserNamespaceWhy string `json:"user_namespace_why,omitempty"`
 	// Namespaces tells of each kind whether it is the sandbox's own.
 	Namespaces map[string]bool `json:"namespaces"`
 	Shim       Powers          `json:"shim"`

@@ -14,6 +14,7 @@ import (
 
 	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/engine"
+	"github.com/tomblancdev/stromboli/internal/idmap"
 	"github.com/tomblancdev/stromboli/internal/policy"
 	"github.com/tomblancdev/stromboli/internal/sandbox"
 )
@@ -44,30 +45,41 @@ func TestNotEnforced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	same, _ := idmap.SameMounts(suite.engine.PID())
 	weak := &weakEngine{Engine: suite.engine}
 	m := sandbox.New(sandbox.Config{
 		Engine: weak, Info: info, DataDir: filepath.Join(s.dir, "own"), Instance: "weak-" + filepath.Base(s.dir), Shim: shims[0], CLI: swapCLI{}, Egress: swapEgress{},
-		Volumes: []string{s.volumes}, OrphanTimeout: time.Minute, AllowUnenforced: true, Logger: slog.New(slog.DiscardHandler),
+		Volumes: []string{s.volumes}, OrphanTimeout: time.Minute, AllowUnenforced: true, UserNS: true, SameMounts: same, Logger: slog.New(slog.DiscardHandler),
 	})
+	empty := t.TempDir()
+	ownIDs := m.UserNS().Mode == sandbox.UserNSAuto
 	volume := s.volumeOf(t, "data", 1000)
 	for _, c := range []struct {
 		name   string
 		weaken func(*engine.ContainerSpec)
 		want   string
 		limits bool // where the engine enforces limits
+		ids    bool // where sandboxes have ids of their own
 	}{
-		{"nothing", func(*engine.ContainerSpec) {}, "", false},
-		{"a capability", func(c *engine.ContainerSpec) { c.CapAdd = append(c.CapAdd, "SYS_ADMIN") }, "capabilities [SYS_ADMIN]", false},
-		{"a writable root", func(c *engine.ContainerSpec) { c.ReadOnlyRoot = false }, "the root file system can be written", false},
-		{"the host's network", func(c *engine.ContainerSpec) { c.Network = engine.NetworkHost }, "the net namespace is the host's", false},
-		{"a bridge", func(c *engine.ContainerSpec) { c.Network = engine.NetworkBridge }, "the network has the devices", false},
-		{"a volume that can be written", func(c *engine.ContainerSpec) { each(c, "/data", func(m *engine.Mount) { m.ReadOnly = false }) }, "/data can be written", false},
-		{"a volume left out", func(c *engine.ContainerSpec) { each(c, "/data", func(m *engine.Mount) { m.Target = "/elsewhere" }) }, "is not what was checked", false},
-		{"more memory", func(c *engine.ContainerSpec) { c.MemoryBytes *= 2 }, "memory: asked for", true},
-		{"more CPU", func(c *engine.ContainerSpec) { c.NanoCPUs *= 2 }, "cpus: asked for", true},
-		{"no limit of processes", func(c *engine.ContainerSpec) { c.PidsLimit = -1 }, "pids: asked for", true},
+		{"nothing", func(*engine.ContainerSpec) {}, "", false, false},
+		{"a capability", func(c *engine.ContainerSpec) { c.CapAdd = append(c.CapAdd, "SYS_ADMIN") }, "capabilities [SYS_ADMIN]", false, false},
+		{"a writable root", func(c *engine.ContainerSpec) { c.ReadOnlyRoot = false }, "the root file system can be written", false, false},
+		{"the host's network", func(c *engine.ContainerSpec) { c.Network = engine.NetworkHost }, "the net namespace is the host's", false, false},
+		{"a bridge", func(c *engine.ContainerSpec) { c.Network = engine.NetworkBridge }, "the network has the devices", false, false},
+		{"a volume that can be written", func(c *engine.ContainerSpec) { each(c, "/data", func(m *engine.Mount) { m.ReadOnly = false }) }, "/data can be written", false, false},
+		{"a volume left out", func(c *engine.ContainerSpec) { each(c, "/data", func(m *engine.Mount) { m.Target = "/elsewhere" }) }, "is not what was checked", false, false},
+		{"more memory", func(c *engine.ContainerSpec) { c.MemoryBytes *= 2 }, "memory: asked for", true, false},
+		{"more CPU", func(c *engine.ContainerSpec) { c.NanoCPUs *= 2 }, "cpus: asked for", true, false},
+		{"no limit of processes", func(c *engine.ContainerSpec) { c.PidsLimit = -1 }, "pids: asked for", true, false},
+		{"other groups", func(c *engine.ContainerSpec) {
+			c.UserNS.GIDs = []engine.IDRange{{Container: 0, Host: 2_140_000_000, Size: 65536}}
+		}, "the sandbox's group ids are", false, true},
+		{"another home", func(c *engine.ContainerSpec) { each(c, sandbox.HomePath, func(m *engine.Mount) { m.Source = empty }) }, "the engine doesn't see what the server mounts", false, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			if c.ids && !ownIDs {
+				t.Skip(m.UserNS().Why)
+			}
 			weak.weaken = c.weaken
 			plan := policy.Plan{
 				Workdir: "/workspace", Image: suite.image, MemoryBytes: 256 << 20, NanoCPUs: 5e8,
@@ -91,6 +103,9 @@ func TestNotEnforced(t *testing.T) {
 				t.Errorf("the control was refused: %v", err)
 			case c.want == "":
 				checkAttestation(t, box.Attestation, info)
+				if want := m.UserNS(); box.Attestation.UserNamespace != want.Mode || box.Attestation.UserNamespaceWhy != want.Why || box.Attestation.Namespaces["user"] != (want.Mode != sandbox.UserNSNone) {
+					t.Errorf("user namespace: %+v, want %+v", box.Attestation, want)
+				}
 			case c.limits && !info.EnforcesLimits:
 				if err != nil || len(box.Attestation.Unenforced) == 0 {
 					t.Errorf("by the operator's leave: %v", err)

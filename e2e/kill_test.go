@@ -207,6 +207,7 @@ func (k *killer) judge(r *survivor) {
 // nothingLeft looks into the database of the server, which has stopped.
 func (k *killer) nothingLeft() {
 	k.t.Helper()
+	usernsNothingMounted(k.server)
 	st, err := store.Open(k.ctx(), store.Config{Path: filepath.Join(k.data, "stromboli.db")})
 	if err != nil {
 		k.t.Fatal(err)

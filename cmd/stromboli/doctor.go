@@ -13,7 +13,10 @@ import (
 	"time"
 
 	"github.com/tomblancdev/stromboli/internal/config"
+	"github.com/tomblancdev/stromboli/internal/engine"
 	"github.com/tomblancdev/stromboli/internal/engine/podman"
+	"github.com/tomblancdev/stromboli/internal/idmap"
+	"github.com/tomblancdev/stromboli/internal/sandbox"
 	"github.com/tomblancdev/stromboli/internal/setup"
 )
 
@@ -44,7 +47,7 @@ func (c doctorCommand) Run(ctx context.Context, p process) error {
 	if err != nil {
 		return err
 	}
-	engine, err := podman.Open(ctx, podman.OpenConfig{
+	client, err := podman.Open(ctx, podman.OpenConfig{
 		Host: cfg.ContainerHost, Dir: filepath.Join(cfg.DataDir, "engine"), AllowOwnService: true,
 		Environ: p.environ, Log: slog.New(slog.DiscardHandler),
 	})
@@ -52,9 +55,13 @@ func (c doctorCommand) Run(ctx context.Context, p process) error {
 		up.EngineErr = err
 		return c.print(p.stdout, setup.Examine(ctx, up))
 	}
-	up.Engine, up.Socket, up.Outside = engine, engine.Socket(), outside(cfg, engine)
+	up.Engine, up.Socket, up.Outside = client, client.Socket(), outside(cfg, client)
+	if info, err := client.Info(ctx); err == nil {
+		ids := sandbox.FindUserNS(confinement(cfg, client, info))
+		up.UserNS, up.UserNSWhy = ids.Mode, ids.Why
+	}
 	found := setup.Examine(ctx, up)
-	return errors.Join(c.print(p.stdout, found), release(ctx, cfg.DataDir, engine))
+	return errors.Join(c.print(p.stdout, found), release(ctx, cfg.DataDir, client))
 }
 
 func (c doctorCommand) print(w io.Writer, found []setup.Finding) error {
@@ -94,6 +101,7 @@ func checkup(cfg *config.Config, environ []string, demo bool) (setup.Checkup, er
 	up := setup.Checkup{
 		Root: "/", Host: setup.ReadHost("/", environ), DataDir: cfg.DataDir, SharedDir: cfg.SharedDir(), CacheDir: cfg.CacheDir, Env: environ,
 		Address: cfg.ContainerHost, Image: image, AllowUnenforced: cfg.Resources.AllowUnenforced,
+		UserNSOff:  cfg.Sandbox.UserNS == "none",
 		Credential: describeCredential(cfg, environ, demo),
 	}
 	if self, err := os.Executable(); err == nil {
@@ -105,8 +113,18 @@ func checkup(cfg *config.Config, environ []string, demo bool) (setup.Checkup, er
 }
 
 // outside reports whether this process is in a container and the engine is not.
-func outside(cfg *config.Config, engine *podman.Client) bool {
-	return engine.Outside() || cfg.DataHostDir != "" || cfg.Agent.SessionsHostDir != ""
+func outside(cfg *config.Config, client *podman.Client) bool {
+	return client.Outside() || cfg.DataHostDir != "" || cfg.Agent.SessionsHostDir != ""
+}
+
+// confinement is the part of a Manager's configuration that decides which user
+// namespaces its sandboxes get.
+func confinement(cfg *config.Config, client *podman.Client, info engine.Info) sandbox.Config {
+	same, err := idmap.SameMounts(client.PID())
+	return sandbox.Config{
+		Info: info, Sessions: cfg.SessionsDir(), Container: outside(cfg, client),
+		UserNS: cfg.Sandbox.UserNS == "auto", SameMounts: same && err == nil,
+	}
 }
 
 // defaultImage is the image of runs that name none.

@@ -264,11 +264,13 @@ func (s *server) open(ctx context.Context) error {
 	}
 	log := eventlog.New(s.store)
 	cli := &agentCLI{cache: s.cfg.CacheDir, environ: s.environ, log: s.log}
+	confined := confinement(s.cfg, s.engine, s.info)
 	s.boxes = sandbox.New(sandbox.Config{
 		Engine: s.engine, Info: s.info, DataDir: s.dir.path, Sessions: s.cfg.SessionsDir(), Shared: s.cfg.SharedDir(),
-		HostPath: s.cfg.HostPath, Container: outside(s.cfg, s.engine),
+		HostPath: s.cfg.HostPath, Container: confined.Container,
 		Instance: instance(s.cfg.HostPath(s.cfg.SharedDir())), Shim: shimPath, CLI: cli,
 		Egress: doors{s.egress}, Volumes: s.cfg.Agent.AllowedVolumes, Timezone: zone, Zoneinfo: zoneData,
+		UserNS: confined.UserNS, SameMounts: confined.SameMounts,
 		OrphanTimeout: s.cfg.OrphanTimeout, AllowUnenforced: s.cfg.Resources.AllowUnenforced, Logger: s.log,
 	})
 	if err := cli.check(ctx); err != nil {
@@ -296,6 +298,8 @@ func (s *server) fit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	ids := s.boxes.UserNS()
+	up.UserNS, up.UserNSWhy = ids.Mode, ids.Why
 	up.Engine, up.Socket, up.Outside = s.engine, s.engine.Socket(), outside(s.cfg, s.engine)
 	found := setup.Examine(ctx, up)
 	if bad := setup.Refusals(found); len(bad) > 0 {

@@ -39,6 +39,7 @@ type Config struct {
 	Auth      Auth      `envPrefix:"STROMBOLI_AUTH_"`
 	Agent     Agent     `envPrefix:"STROMBOLI_AGENT_"`
 	Resources Resources `envPrefix:"STROMBOLI_RESOURCES_"`
+	Sandbox   Sandbox   `envPrefix:"STROMBOLI_SANDBOX_"`
 	Runs      Runs      `envPrefix:"STROMBOLI_RUNS_"`
 	Egress    Egress    `envPrefix:"STROMBOLI_EGRESS_"`
 	Secrets   Secrets   `envPrefix:"STROMBOLI_SECRETS_"`
@@ -113,6 +114,14 @@ type Resources struct {
 	// cpu and process limits (rootless on cgroup v1). Each such run carries a
 	// warning.
 	AllowUnenforced bool `env:"ALLOW_UNENFORCED"`
+}
+
+// Sandbox is how sandboxes are confined.
+type Sandbox struct {
+	// UserNS: auto gives each sandbox of a rootful engine a user namespace of
+	// its own, as far as the host can; none gives it the host's ids. A rootless
+	// engine's sandboxes always have one.
+	UserNS string `env:"USERNS" envDefault:"auto"`
 }
 
 // Runs is how many and how long.
@@ -255,6 +264,8 @@ func (c *Config) validate() error {
 		return errors.New("STROMBOLI_JOBS_CLEANUP_INTERVAL: must be at least 1s")
 	case c.OrphanTimeout < time.Second:
 		return errors.New("STROMBOLI_ORPHAN_TIMEOUT: must be at least 1s")
+	case !slices.Contains([]string{"auto", "none"}, c.Sandbox.UserNS):
+		return fmt.Errorf("STROMBOLI_SANDBOX_USERNS: %q is neither auto nor none", c.Sandbox.UserNS)
 	case !slices.Contains([]string{"text", "json"}, c.Log.Format):
 		return fmt.Errorf("STROMBOLI_LOG_FORMAT: %q is neither text nor json", c.Log.Format)
 	case !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level):

@@ -28,6 +28,7 @@ func TestDefaults(t *testing.T) {
 		Server:    Server{Address: "127.0.0.1:8080", MaxBody: 10 << 20},
 		Agent:     Agent{CredentialsFile: "/home/u/.claude/.credentials.json"},
 		Resources: Resources{Memory: "512m", CPUs: "1", Timeout: 30 * time.Minute},
+		Sandbox:   Sandbox{UserNS: "auto"},
 		Runs:      Runs{BackgroundWait: time.Minute},
 		Jobs:      got.Jobs,
 		Egress:    Egress{Mode: "open"},
@@ -53,6 +54,7 @@ func TestEveryVariable(t *testing.T) {
 		"STROMBOLI_JOBS_CLEANUP_INTERVAL": "2m", "STROMBOLI_EGRESS_ALLOW": "h:1,h:2", "STROMBOLI_EGRESS_MODE": "model",
 		"STROMBOLI_EGRESS_ALLOWLIST": "a", "STROMBOLI_EGRESS_DENY": "b", "STROMBOLI_EGRESS_BRIDGE": "true", "STROMBOLI_EGRESS_PROXY_HOSTS": "p", "STROMBOLI_SECRETS_KEY_FILE": "/k", "STROMBOLI_LOG_FORMAT": "json",
 		"STROMBOLI_LOG_LEVEL": "debug", "STROMBOLI_QUEUE_MAX": "5", "STROMBOLI_ORPHAN_TIMEOUT": "7m",
+		"STROMBOLI_SANDBOX_USERNS": "none",
 	}
 	var environ []string
 	for name, value := range set {
@@ -108,6 +110,7 @@ func TestRefused(t *testing.T) {
 		{"STROMBOLI_RESOURCES_ALLOW_UNENFORCED=perhaps", "AllowUnenforced"},
 		{"STROMBOLI_ORPHAN_TIMEOUT=1ms", "STROMBOLI_ORPHAN_TIMEOUT"},
 		{"STROMBOLI_JOBS_CLEANUP_TTL=1s", "STROMBOLI_JOBS_CLEANUP_TTL"},
+		{"STROMBOLI_SANDBOX_USERNS=host", "STROMBOLI_SANDBOX_USERNS"},
 		{"STROMBOLI_LOG_FORMAT=xml", "STROMBOLI_LOG_FORMAT"},
 		{"STROMBOLI_LOG_LEVEL=loud", "STROMBOLI_LOG_LEVEL"},
 	} {

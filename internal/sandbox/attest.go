@@ -26,10 +26,14 @@ func shimCapabilities() []string { return []string{"SETUID", "SETGID", "KILL"} }
 func (m *Manager) attest(ctx context.Context, s Spec, box *Sandbox, checked Plan) error {
 	var facts shim.Facts
 	var inspected engine.Container
+	want, err := m.mustMount(box.record, checked)
+	if err != nil {
+		return err
+	}
 	both, ctx := errgroup.WithContext(ctx)
 	both.Go(func() (err error) {
-		targets := make([]string, len(checked.mounts))
-		for i, v := range checked.mounts {
+		targets := make([]string, len(want))
+		for i, v := range want {
 			targets[i] = v.target
 		}
 		if facts, err = box.Peer.Attest(ctx, targets, box.UID, box.GID); err != nil {
@@ -46,10 +50,11 @@ func (m *Manager) attest(ctx context.Context, s Spec, box *Sandbox, checked Plan
 	if err := both.Wait(); err != nil {
 		return err
 	}
-	if err := m.verifyMounts(facts.Targets, checked); err != nil {
+	if err := m.verifyMounts(facts.Targets, want); err != nil {
 		return err
 	}
-	j := judgement{spec: m.containerSpec(s, box.record, checked, "", ""), facts: facts, inspected: inspected.InForce, info: m.cfg.Info, box: box.record}
+	mounts := append(m.ownMounts(s.ID, checked, "", ""), m.agentMounts(box.record, checked)...)
+	j := judgement{spec: m.containerSpec(s, box.record, checked, mounts), facts: facts, inspected: inspected.InForce, info: m.cfg.Info, box: box.record}
 	j.own = ownNamespaces()
 	box.Attestation = j.attestation(s)
 	j.all()
@@ -117,9 +122,18 @@ func (j *judgement) namespaces() {
 	for kind, private := range j.a.Namespaces {
 		switch {
 		case private:
-		case kind == "user" && !j.info.Rootless: // the engine's own, and the attestation says so
+		case kind == "user" && j.a.UserNamespace == UserNSNone: // and the attestation says so
 		default:
 			j.unless(false, "the %s namespace is the host's", kind)
+		}
+	}
+	for kind, ids := range map[string]struct {
+		asked []engine.IDRange
+		got   [][3]int64
+	}{"user": {j.spec.UserNS.UIDs, j.facts.UIDMap}, "group": {j.spec.UserNS.GIDs, j.facts.GIDMap}} {
+		if len(ids.asked) == 1 {
+			want := [3]int64{int64(ids.asked[0].Container), int64(ids.asked[0].Host), int64(ids.asked[0].Size)}
+			j.unless(len(ids.got) == 1 && ids.got[0] == want, "the sandbox's %s ids are %v, not %v", kind, ids.got, want)
 		}
 	}
 	if j.info.Rootless {
@@ -199,12 +213,15 @@ func (j *judgement) limits() {
 func (j *judgement) attestation(s Spec) *stromboli.Attestation {
 	a := &stromboli.Attestation{
 		Version: 1, At: time.Now().UTC(), Sandbox: s.ID, Image: j.box.Image, ImageDigest: j.box.ImageDigest, Runtime: j.inspected.OCIRuntime,
-		UserNamespace: "none", Namespaces: map[string]bool{}, Shim: powersOf(j.facts.Shim), Agent: powersOf(j.facts.Agent),
+		UserNamespace: UserNSNone, UserNamespaceWhy: j.box.UserNSWhy, Namespaces: map[string]bool{}, Shim: powersOf(j.facts.Shim), Agent: powersOf(j.facts.Agent),
 		Devices: j.facts.Devices, Interfaces: j.facts.Interfaces, Network: s.Reach.Network.Mode, Egress: "filtered", SELinux: "none",
 		Mounts: []stromboli.AttestedMount{}, Masked: []string{}, Unenforced: []string{},
 	}
-	if j.spec.UserNS.KeepID {
-		a.UserNamespace = "keep-id"
+	switch {
+	case j.spec.UserNS.KeepID:
+		a.UserNamespace = UserNSKeepID
+	case len(j.spec.UserNS.UIDs) > 0:
+		a.UserNamespace = UserNSAuto
 	}
 	if s.Reach.Network.Mode == stromboli.NetworkBridge {
 		a.Egress = "unfiltered"

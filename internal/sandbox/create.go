@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/tomblancdev/stromboli"
@@ -61,6 +63,9 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 		}
 	}()
 	rec := m.record(s, checked)
+	if err := m.giveIDs(&rec); err != nil {
+		return nil, err
+	}
 	if s.CopyFrom != "" {
 		unread, err := m.copySession(ctx, s)
 		if err != nil {
@@ -85,13 +90,20 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 			return nil, storage(err)
 		}
 	}
+	mounts := m.agentMounts(rec, checked)
+	if err := m.stage(&rec, mounts); err != nil {
+		return nil, err
+	}
 	box, err := m.listen(rec) //nolint:contextcheck // it is served until it is closed
 	if err != nil {
 		return nil, err
 	}
 	begin := time.Now()
-	if err := m.startContainer(ctx, s, box, checked); err != nil {
+	if err := m.startContainer(ctx, s, box, checked, mounts); err != nil {
 		return nil, err
+	}
+	if err := m.unstage(s.ID); err != nil { // Discard tries again
+		m.log.WarnContext(ctx, "taking a sandbox's mounts away from the host", "sandbox", s.ID, "error", err)
 	}
 	peer, err := m.caller(ctx, rec)
 	if err != nil {
@@ -115,36 +127,6 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 	}
 	box.EngineTime = time.Since(begin)
 	return box, nil
-}
-
-// writeRecord keeps what a later server must know of a sandbox, in one step.
-func (m *Manager) writeRecord(rec record) error {
-	b, err := json.Marshal(rec)
-	if err != nil {
-		return err
-	}
-	path := filepath.Join(m.dir(rec.ID), recordName)
-	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
-		return fmt.Errorf("writing the sandbox's record: %w", err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return fmt.Errorf("writing the sandbox's record: %w", err)
-	}
-	return nil
-}
-
-func (m *Manager) record(s Spec, checked Plan) record {
-	uid, gid := checked.UID, checked.GID
-	if checked.ownSession && s.SessionUID > 0 {
-		uid, gid = s.SessionUID, s.SessionGID
-	}
-	return record{
-		ID: s.ID, RunID: s.RunID, SessionID: s.SessionID, Ephemeral: s.Ephemeral, Token: stromboli.NewToken(),
-		Image: checked.Image, ImageDigest: checked.facts.Digest, UID: uid, GID: gid,
-		Workdir: checked.Workdir, Home: HomePath, ImageEnv: checked.facts.Env,
-		CLI: cliPath + "/claude", ProxyURL: "http://" + forwardAddr,
-		CreatedAt: time.Now().UTC(), Warnings: checked.Warnings,
-	}
 }
 
 // directories makes what will be mounted.
@@ -212,7 +194,7 @@ func mkdirMode(dir string, mode os.FileMode) error {
 	return os.Chmod(dir, mode)
 }
 
-func (m *Manager) startContainer(ctx context.Context, s Spec, box *Sandbox, checked Plan) error {
+func (m *Manager) startContainer(ctx context.Context, s Spec, box *Sandbox, checked Plan, mounts []engine.Mount) error {
 	libc := "glibc"
 	if !checked.facts.Glibc {
 		libc = "musl"
@@ -226,7 +208,7 @@ func (m *Manager) startContainer(ctx context.Context, s Spec, box *Sandbox, chec
 	}
 	// Not cut short by a cancellation: the engine would go on making the
 	// container, and its removal, coming too early, would find none.
-	created, err := m.cfg.Engine.Create(context.WithoutCancel(ctx), m.containerSpec(s, box.record, checked, cli, loader))
+	created, err := m.cfg.Engine.Create(context.WithoutCancel(ctx), m.containerSpec(s, box.record, checked, append(m.ownMounts(s.ID, checked, cli, loader), mounts...)))
 	if err != nil {
 		return m.missingSource(checked, err)
 	}
@@ -240,8 +222,9 @@ func (m *Manager) startContainer(ctx context.Context, s Spec, box *Sandbox, chec
 	return nil
 }
 
-func (m *Manager) containerSpec(s Spec, rec record, checked Plan, cli, loader string) engine.ContainerSpec {
-	dir := m.dir(s.ID)
+// ownMounts are the server's things that every sandbox has.
+func (m *Manager) ownMounts(id string, checked Plan, cli, loader string) []engine.Mount {
+	dir := m.dir(id)
 	mounts := []engine.Mount{
 		{Source: filepath.Join(dir, "run"), Target: hostPath, ReadOnly: true},
 		{Source: m.cfg.Shim, Target: shimPath, ReadOnly: true},
@@ -250,8 +233,7 @@ func (m *Manager) containerSpec(s Spec, rec record, checked Plan, cli, loader st
 		{Source: filepath.Join(dir, "group"), Target: "/etc/group", ReadOnly: true},
 		{Source: filepath.Join(dir, "hosts"), Target: "/etc/hosts", ReadOnly: true},
 		{Source: filepath.Join(dir, "resolv.conf"), Target: "/etc/resolv.conf", ReadOnly: true},
-		{Source: filepath.Join(dir, "tmp"), Target: "/tmp"},
-		{Source: m.ownPath(rec, "home"), Target: HomePath},
+		{Source: filepath.Join(dir, "tmp"), Target: "/tmp"}, // anybody's, and gone with the sandbox: its files may have any owner
 	}
 	if len(m.cfg.Zoneinfo) > 0 {
 		mounts = append(mounts, engine.Mount{Source: filepath.Join(dir, "zoneinfo"), Target: zoneinfoPath + "/" + m.cfg.Timezone, ReadOnly: true})
@@ -259,17 +241,28 @@ func (m *Manager) containerSpec(s Spec, rec record, checked Plan, cli, loader st
 	if loader != "" && checked.facts.MuslLoader == "" {
 		mounts = append(mounts, engine.Mount{Source: loader, Target: muslLoaderPath(), ReadOnly: true})
 	}
+	return mounts
+}
+
+// agentMounts are the directories in which owners matter.
+func (m *Manager) agentMounts(rec record, checked Plan) []engine.Mount {
+	mounts := []engine.Mount{{Source: m.ownPath(rec, "home"), Target: HomePath}}
 	if checked.workspaceAt != "" {
 		mounts = append(mounts, engine.Mount{Source: m.ownPath(rec, "workspace"), Target: checked.workspaceAt})
 	}
 	for _, v := range checked.mounts {
 		mounts = append(mounts, engine.Mount{Source: v.source, Target: v.target, ReadOnly: v.readOnly})
 	}
+	return mounts
+}
+
+func (m *Manager) containerSpec(s Spec, rec record, checked Plan, mounts []engine.Mount) engine.ContainerSpec {
 	for i := range mounts {
 		mounts[i].Source = m.cfg.HostPath(mounts[i].Source)
 	}
 	spec := engine.ContainerSpec{
-		Name: containerName(s.ID), Image: checked.Image,
+		UserNS: rec.namespace(m.cfg.Info.Rootless),
+		Name:   containerName(s.ID), Image: checked.Image,
 		Labels:  map[string]string{labelInstance: m.cfg.Instance, labelSandbox: s.ID, labelRun: s.RunID},
 		Command: []string{shimPath}, User: "0:0", Workdir: "/", Hostname: hostName,
 		Mounts: mounts, Tmpfs: []engine.Tmpfs{{Target: runPath, Bytes: tmpfsBytes, Mode: 0o700}},
@@ -281,20 +274,40 @@ func (m *Manager) containerSpec(s Spec, rec record, checked Plan, cli, loader st
 	if s.Reach.Network.Mode == stromboli.NetworkBridge {
 		spec.Network = engine.NetworkBridge
 	}
-	if m.cfg.Info.Rootless {
-		spec.UserNS = engine.UserNS{KeepID: true, UID: rec.UID, GID: rec.GID}
-	}
 	if !m.cfg.Info.EnforcesLimits {
 		spec.Nproc = pidsLimit // the one limit that works without cgroups
 	}
 	return spec
 }
 
+// mustMount is what has to be mounted, by device and inode: the volumes and,
+// where the server mounts for the engine, the session's own directories, since
+// an engine that doesn't see the server's mounts has mounted an empty directory.
+func (m *Manager) mustMount(rec record, checked Plan) ([]mount, error) {
+	want := slices.Clone(checked.mounts)
+	if rec.UserNS != UserNSAuto {
+		return want, nil
+	}
+	for _, own := range m.agentMounts(rec, Plan{workspaceAt: checked.workspaceAt}) {
+		var st syscall.Stat_t
+		if err := syscall.Stat(own.Source, &st); err != nil {
+			return nil, fmt.Errorf("verifying the mounts: %s: %w", own.Source, err)
+		}
+		want = append(want, mount{source: own.Source, target: own.Target, dev: st.Dev, ino: st.Ino, own: true})
+	}
+	return want, nil
+}
+
 // verifyMounts compares what is mounted with what was checked: a path that was
 // swapped in between leads elsewhere.
-func (m *Manager) verifyMounts(stats []shim.MountStat, checked Plan) error {
-	for i, v := range checked.mounts {
-		if i >= len(stats) || stats[i].Err != "" || stats[i].Dev != v.dev || stats[i].Ino != v.ino {
+func (m *Manager) verifyMounts(stats []shim.MountStat, want []mount) error {
+	for i, v := range want {
+		switch {
+		case i < len(stats) && stats[i].Err == "" && stats[i].Dev == v.dev && stats[i].Ino == v.ino:
+		case v.own:
+			return stromboli.Errorf(stromboli.NotEnforced, "the engine doesn't see what the server mounts for it (%s): "+
+				"run both in one mount namespace, or set STROMBOLI_SANDBOX_USERNS=none", v.source)
+		default:
 			return stromboli.Errorf(stromboli.NotEnforced, "volume %s: what is mounted is not what was checked: %s", v.source, m.swapped())
 		}
 	}

@@ -27,7 +27,8 @@ func (m *Manager) caller(ctx context.Context, rec record) (shim.PeerRule, error)
 		return own.caller(m.cfg.Info.Rootless, rec.UID)
 	}
 	if !m.cfg.Info.Rootless {
-		return shim.PeerRule{}, nil // no user namespace: root is root
+		// What the engine was told; had it not obeyed, its root would be another.
+		return shim.PeerRule{UID: rec.IDBase}, nil
 	}
 	c, err := m.cfg.Engine.Inspect(ctx, containerName(rec.ID))
 	if err != nil {

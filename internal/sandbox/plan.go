@@ -35,6 +35,7 @@ type mount struct {
 	dev, ino       uint64
 	uid, gid       int
 	aclUID         map[int]bool // uids that an ACL lets write
+	own            bool         // the session's directory, no volume
 }
 
 // Check refuses what no sandbox could be made from: an image that is missing

@@ -10,12 +10,9 @@ package sandbox
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -109,6 +106,14 @@ type Config struct {
 	HostPath func(string) string
 	// Container: this process is in a container, and the engine outside.
 	Container bool
+	// UserNS gives sandboxes ids of their own on rootful engines, as far as this
+	// host can.
+	UserNS bool
+	// SameMounts: the engine's service sees what this process mounts.
+	SameMounts bool
+	// StageDir holds mount points of sandboxes that are being started. Several
+	// servers may share it. Default: /run/stromboli-mounts.
+	StageDir string
 	// AllowUnenforced lets sandboxes start whose limits have no effect.
 	AllowUnenforced bool
 	// Unjudged lets sandboxes start whatever is in force: for tests on an engine
@@ -124,12 +129,18 @@ type Manager struct {
 	creating chan struct{} // at most two containers are being created at a time
 	facts    *factCache
 
+	maps       mapCache
+	reserved   subIDs
+	userNSOnce sync.Once
+	userNS     UserNS
+
 	copyLimits copyLimits
 	swept      chan struct{} // closed once Sweep's first part is done; nil: nothing to wait for
 
 	mu     sync.Mutex
 	boxes  map[string]*Sandbox
 	ours   map[string]bool      // ids that somebody answers for: being made, kept, or being discarded
+	bases  map[string]uint32    // the ids of sandboxes, by their own: see record.IDBase
 	probes map[string]time.Time // when a look at an image was first seen, by the container's id
 }
 
@@ -144,13 +155,18 @@ func New(cfg Config) *Manager {
 	if cfg.HostPath == nil {
 		cfg.HostPath = func(path string) string { return path }
 	}
+	if cfg.StageDir == "" {
+		cfg.StageDir = "/run/stromboli-mounts"
+	}
 	return &Manager{
 		cfg: cfg, log: cfg.Logger,
 		creating: make(chan struct{}, 2),
 		facts:    newFactCache(cfg.Engine, filepath.Join(cfg.DataDir, "images"), cfg.Instance),
 		boxes:    make(map[string]*Sandbox),
 		ours:     make(map[string]bool),
+		bases:    make(map[string]uint32),
 		probes:   make(map[string]time.Time),
+		reserved: readSubIDs("/etc/subuid", "/etc/subgid"),
 
 		copyLimits: defaultCopyLimits(),
 	}
@@ -187,32 +203,6 @@ func (s *Sandbox) Age() time.Duration { return time.Since(s.made) }
 // OutOfMemory reports whether the container was seen to have ended by the
 // kernel's hand, because its memory was used up.
 func (s *Sandbox) OutOfMemory() bool { return s.oom.Load() }
-
-// record is what a later server must know of a sandbox; it lies in the
-// sandbox's directory.
-type record struct {
-	ID          string
-	RunID       string
-	SessionID   string
-	Ephemeral   bool // the session's directories lie in the sandbox's
-	Token       string
-	Image       string
-	ImageDigest string
-	UID, GID    int
-	Workdir     string
-	Home        string // in the sandbox
-	ImageEnv    []string
-	CLI         string // in the sandbox
-	ProxyURL    string
-	CreatedAt   time.Time
-	Warnings    []stromboli.Warning
-	// BootID names the shim that the server first spoke with, before it had
-	// any agent started. Another one means that the container was restarted.
-	BootID string
-}
-
-// recordName is the record's file in the sandbox's directory.
-const recordName = "sandbox.json"
 
 func (m *Manager) dir(id string) string { return filepath.Join(m.cfg.Shared, "sb", id) }
 
@@ -268,14 +258,11 @@ func (m *Manager) Adopt(ctx context.Context, id string, reach Reach) (*Sandbox, 
 	if !alive {
 		return nil, fmt.Errorf("sandbox %s: %w", id, shim.ErrGone)
 	}
-	b, err := os.ReadFile(filepath.Join(m.dir(id), recordName))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	rec, err := m.readRecord(id)
+	if err != nil {
 		return nil, fmt.Errorf("sandbox %s: %w", id, err)
 	}
-	var rec record
-	if err != nil || json.Unmarshal(b, &rec) != nil { // nobody can speak with it any more
-		return nil, fmt.Errorf("sandbox %s has no record: %w", id, shim.ErrGone)
-	}
+	m.rememberIDs(rec)
 	box, err := m.listen(rec) //nolint:contextcheck // it is served until it is closed
 	if err != nil {
 		return nil, err
@@ -409,6 +396,9 @@ func (m *Manager) Discard(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("discarding sandbox %s: %w", id, err)
 	}
+	if err := m.unstage(id); err != nil {
+		return fmt.Errorf("discarding sandbox %s: %w", id, err)
+	}
 	if err := m.cfg.Egress.Remove(ctx, id); err != nil {
 		return fmt.Errorf("discarding sandbox %s: %w", id, err)
 	}
@@ -417,6 +407,7 @@ func (m *Manager) Discard(ctx context.Context, id string) error {
 	}
 	m.mu.Lock()
 	delete(m.ours, id)
+	delete(m.bases, id)
 	m.mu.Unlock()
 	return nil
 }

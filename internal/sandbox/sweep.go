@@ -37,6 +37,14 @@ func (m *Manager) Sweep(ctx context.Context, keep map[string]bool) (discard func
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
+	if err := m.unstageAll(); err != nil {
+		m.log.WarnContext(ctx, "taking away what the server before had mounted", "error", err)
+	}
+	for _, e := range entries {
+		if rec, err := m.readRecord(e.Name()); err == nil {
+			m.rememberIDs(rec)
+		}
+	}
 	m.claim(keep)
 	left := make(map[string]bool) // by id; whether it may be at work
 	var probes []engine.Container

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/idmap"
 )
 
 // maxDepth bounds how deep we follow an agent's directories: each level costs a
@@ -42,8 +44,12 @@ func eachEntry(root *os.Root, dir string, fn func(fs.DirEntry) error) error {
 }
 
 // removeTree removes a directory that an agent wrote into, however deep it
-// nested directories there and whatever rights it took from them.
+// nested directories there and whatever rights it took from them. It refuses
+// one with anything mounted in it: what is mounted may be somebody's workspace.
 func removeTree(dir string) error {
+	if mounts, err := idmap.Below(dir); err != nil || len(mounts) > 0 {
+		return errors.Join(err, mounted(mounts))
+	}
 	root, err := os.OpenRoot(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -53,6 +59,13 @@ func removeTree(dir string) error {
 		_ = root.Close()
 	}
 	return os.RemoveAll(dir)
+}
+
+func mounted(points []string) error {
+	if len(points) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s is not removed: it is a mount point; unmount it first (umount -l)", points[0])
 }
 
 // openUp readies a tree for RemoveAll, which needs rights and keeps a

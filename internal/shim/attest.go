@@ -22,8 +22,9 @@ type Facts struct {
 	Agent ProcessFacts `json:"agent"` // of a process that has become the agent's user as the agent will
 	// Namespaces are the inode numbers by kind, such as "pid".
 	Namespaces map[string]uint64 `json:"namespaces"`
-	// UIDMap is /proc/self/uid_map: inside, outside, count.
+	// UIDMap is /proc/self/uid_map: inside, outside, count. GIDMap is the groups'.
 	UIDMap     [][3]int64   `json:"uid_map"`
+	GIDMap     [][3]int64   `json:"gid_map"`
 	Mounts     []MountFact  `json:"mounts"`
 	Targets    []MountStat  `json:"targets"`
 	Devices    []string     `json:"devices"`
@@ -87,6 +88,7 @@ func (f *Facts) ofSandbox() error {
 	}
 	for file, parse := range map[string]func([]byte) error{
 		"/proc/self/uid_map":   func(b []byte) (err error) { f.UIDMap, err = parseIDMap(b); return err },
+		"/proc/self/gid_map":   func(b []byte) (err error) { f.GIDMap, err = parseIDMap(b); return err },
 		"/proc/self/mountinfo": func(b []byte) (err error) { f.Mounts, err = parseMountinfo(b); return err },
 		"/proc/net/dev":        func(b []byte) error { f.Interfaces = parseInterfaces(b); return nil },
 	} {
