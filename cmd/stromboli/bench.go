@@ -21,11 +21,12 @@ import (
 )
 
 type benchCommand struct {
-	Rounds int    `default:"25" help:"Interleaved rounds of each way to start an agent."`
-	Runs   int    `default:"20" help:"Runs at once when memory is measured."`
-	Bursts int    `default:"3" help:"Rounds of twenty runs at once against twenty of podman run."`
-	Probes int    `default:"5" help:"Rounds of requests and streams through egress against direct ones."`
-	Out    string `default:"build/bench.json" help:"File for the figures."`
+	Rounds  int    `default:"25" help:"Interleaved rounds of each way to start an agent."`
+	Runs    int    `default:"20" help:"Runs at once when memory is measured."`
+	Bursts  int    `default:"3" help:"Rounds of twenty runs at once against twenty of podman run."`
+	Probes  int    `default:"5" help:"Rounds of requests and streams through egress against direct ones."`
+	Guarded int    `default:"50" help:"Rounds of starts with a user namespace per sandbox against starts without."`
+	Out     string `default:"build/bench.json" help:"File for the figures."`
 }
 
 // Help is shown after the flags.
@@ -102,6 +103,11 @@ func (c benchCommand) Run(ctx context.Context, p process) (err error) {
 		return err
 	}
 	figures = append(figures, bursts...)
+	guarded, err := c.guarded(ctx, rig, engine, p)
+	if err != nil {
+		return err
+	}
+	figures = append(figures, guarded...)
 	network, err := c.egress(ctx, rig, engine, p)
 	if err != nil {
 		return err

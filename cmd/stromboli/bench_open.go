@@ -1,0 +1,50 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/tomblancdev/stromboli/internal/engine/podman"
+)
+
+// guarded measures what a user namespace per sandbox costs a start: from the
+// container's making to the end of its attestation, on a server that gives its
+// sandboxes one and, in turn, on a server that doesn't.
+func (c benchCommand) guarded(ctx context.Context, rig *benchRig, engine *podman.Client, p process) ([]figure, error) {
+	var times [2][]float64
+	var servers [2]*benchServer
+	for i, userns := range []string{"none", "auto"} {
+		server, err := startBenchServer(ctx, rig, engine, p, "guarded-"+userns, "STROMBOLI_SANDBOX_USERNS="+userns)
+		if err != nil {
+			return nil, err
+		}
+		defer server.stop(context.WithoutCancel(ctx))
+		servers[i] = server
+	}
+	var added []float64
+	for round := range c.Guarded + 1 {
+		var took [2]float64
+		for i := range servers {
+			which := (i + round) % 2
+			id, err := servers[which].run(ctx, "/run", benchSpec())
+			if err != nil {
+				return nil, fmt.Errorf("guarded starts, round %d: %w", round, err)
+			}
+			parts, err := servers[which].timing(ctx, id)
+			if err != nil {
+				return nil, err
+			}
+			took[which] = milliseconds(time.Duration(parts.EngineUS) * time.Microsecond)
+		}
+		if round == 0 { // warms the page cache
+			continue
+		}
+		times[0], times[1], added = append(times[0], took[0]), append(times[1], took[1]), append(added, took[1]-took[0])
+		_, _ = fmt.Fprintf(rig.show, "\rbench: guarded start, round %d of %d", round, c.Guarded)
+	}
+	_, _ = fmt.Fprintln(rig.show)
+	out := []figure{summary("run_cold_open", "ms", times[0]), summary("run_cold_guarded", "ms", times[1]), summary("run_cold_guarded_added", "ms", added)}
+	compare(out, "run_cold_guarded", "run_cold_open")
+	return out, nil
+}
