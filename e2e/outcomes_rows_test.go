@@ -518,3 +518,33 @@ func oddOutcomes() []outcome {
 		},
 	}
 }
+
+// diskOutcomes are those of sandboxes that may take 100 MiB of the disk.
+func diskOutcomes() []outcome {
+	script := func(s string) func(*server) stromboli.RunSpec {
+		return func(*server) stromboli.RunSpec { return stromboli.RunSpec{Prompt: s} }
+	}
+	const goesOn = "; trap '' TERM; while :; do sleep 1; done"
+	over := func(what, take string) outcome {
+		return outcome{
+			what: what, status: stromboli.Failed, reason: stromboli.ReasonDisk, http: 500, spec: script(take + goesOn),
+			check: func(t *testing.T, s *server, r endedRun) {
+				if !strings.Contains(r.Error, "its limit is 100 MiB") || !strings.Contains(r.Error, "STROMBOLI_RESOURCES_DISK") {
+					t.Errorf("error %q", r.Error)
+				}
+				if j, err := s.c.Job(s.ctx(), r.ID); err != nil || j.FinishedAt.Sub(j.StartedAt) > 40*time.Second {
+					t.Errorf("%v; it took %s", err, j.FinishedAt.Sub(j.StartedAt))
+				}
+			},
+		}
+	}
+	return []outcome{
+		over("it takes more of the disk than `STROMBOLI_RESOURCES_DISK`", "dd if=/dev/zero of=/workspace/f bs=1M count=300"),
+		over("it does so in small files", `python3 -c 'for i in range(30000): open(f"/tmp/{i}", "w").close()'`),
+		over("it does so in a file that it has deleted and keeps open", "exec 5>$HOME/f; rm $HOME/f; dd if=/dev/zero bs=1M count=300 >&5"),
+		{
+			what: "its files are larger than that, but have holes", status: stromboli.Completed, http: 200,
+			spec: script("truncate -s 200M /workspace/f; dd if=/dev/zero of=$HOME/f bs=1M count=50 2>/dev/null; sleep 5; " + rogueResult),
+		},
+	}
+}

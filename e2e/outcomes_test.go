@@ -58,6 +58,10 @@ func outcomes() []outcomeGroup {
 			"The agent CLI misbehaves", "a script in its place, which prints what the CLI was recorded to print, or never would", oddOutcomes(),
 			func(t *testing.T) *server { return rogue(t, "STROMBOLI_RUNS_MAX=4") },
 		},
+		{
+			"The agent fills the disk", "a script in its place", diskOutcomes(),
+			func(t *testing.T) *server { return rogue(t, "STROMBOLI_RUNS_MAX=4", "STROMBOLI_RESOURCES_DISK=100m") },
+		},
 	}
 }
 

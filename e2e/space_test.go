@@ -148,3 +148,24 @@ func fill(t *testing.T, path string) {
 		}
 	}
 }
+
+// TestReserve: a server that has less free space than its reserve says so and
+// starts nothing; one that has it does.
+func TestReserve(t *testing.T) {
+	t.Parallel()
+	s := prepareRogue(t, "STROMBOLI_DISK_RESERVE=1000t")
+	s.up()
+	a := s.send(t, "POST", "/run/async", `{"prompt":"exit 0"}`)
+	a.refused(t, 503, "storage_full", "")
+	if a.header.Get("Retry-After") != "30" || !strings.Contains(string(a.body), "STROMBOLI_DISK_RESERVE") {
+		t.Errorf("%v %s", a.header, a.body)
+	}
+	if a := s.send(t, "GET", "/readyz", ""); a.status != 503 || !strings.Contains(string(a.body), "less than the reserve") {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	s.stop()
+	s.env = append(s.env, "STROMBOLI_DISK_RESERVE=0")
+	s.up()
+	s.send(t, "GET", "/readyz", "").want(t, 200)
+	s.do(t, stromboli.RunSpec{Prompt: rogueResult}).want(t, stromboli.Completed, "")
+}

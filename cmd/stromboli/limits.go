@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/tomblancdev/stromboli"
@@ -31,3 +32,24 @@ func policyConfig(cfg *config.Config, image string) (policy.Config, error) {
 		AllowedVolumes: cfg.Agent.AllowedVolumes, Protected: []string{cfg.DataDir, cfg.SessionsDir(), cfg.SharedDir()}, Home: sandbox.HomePath,
 	}, nil
 }
+
+// diskLimits reads what sandboxes may take of the disk, and the reserve of free
+// space; negative: what suits the file system.
+func diskLimits(cfg *config.Config) (limit, reserve int64, err error) {
+	if limit, err = policy.ParseSize(cfg.Resources.Disk); err != nil {
+		return 0, 0, fmt.Errorf("STROMBOLI_RESOURCES_DISK: %w", err)
+	}
+	if limit > 0 && limit < minDisk {
+		return 0, 0, errors.New("STROMBOLI_RESOURCES_DISK: must be at least 1m, or 0 for no limit")
+	}
+	reserve = -1
+	if cfg.DiskReserve != "" {
+		if reserve, err = policy.ParseSize(cfg.DiskReserve); err != nil {
+			return 0, 0, fmt.Errorf("STROMBOLI_DISK_RESERVE: %w", err)
+		}
+	}
+	return limit, reserve, nil
+}
+
+// minDisk is the least with which an agent can begin.
+const minDisk = 1 << 20

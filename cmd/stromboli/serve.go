@@ -148,6 +148,7 @@ func (s *server) loop(ctx context.Context, ln net.Listener, url string) error {
 	upper.Go(func() error { return s.forget(ctx) })
 	upper.Go(func() error { return s.boxes.Run(ctx) })
 	upper.Go(func() error { return s.model.watch(ctx) })
+	upper.Go(func() error { return s.boxes.Meter(ctx) })
 	upper.Go(func() error {
 		defer letGo()
 		err := s.api.Serve(ctx, ln)
@@ -243,6 +244,10 @@ func (s *server) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	diskLimit, diskReserve, err := diskLimits(s.cfg)
+	if err != nil {
+		return err
+	}
 	zone, zoneData, err := timezone(s.cfg.Agent.Timezone, s.environ)
 	if err != nil {
 		return err
@@ -271,7 +276,8 @@ func (s *server) open(ctx context.Context) error {
 		Instance: instance(s.cfg.HostPath(s.cfg.SharedDir())), Shim: shimPath, CLI: cli,
 		Egress: doors{s.egress}, Volumes: s.cfg.Agent.AllowedVolumes, Timezone: zone, Zoneinfo: zoneData,
 		UserNS: confined.UserNS, SameMounts: confined.SameMounts,
-		OrphanTimeout: s.cfg.OrphanTimeout, AllowUnenforced: s.cfg.Resources.AllowUnenforced, Logger: s.log,
+		OrphanTimeout: s.cfg.OrphanTimeout, AllowUnenforced: s.cfg.Resources.AllowUnenforced,
+		DiskLimit: diskLimit, DiskReserve: diskReserve, Logger: s.log,
 	})
 	if err := cli.check(ctx); err != nil {
 		return err

@@ -53,6 +53,9 @@ func (y *system) Health(ctx context.Context) []api.Component {
 		}},
 		{"image", y.imageThere},
 		{"disk", func(context.Context) error {
+			if full, ok := errors.AsType[*stromboli.Error](y.s.boxes.Room()); ok {
+				return errors.New(full.Message)
+			}
 			return failure(setup.CheckDisk(setup.SpaceAt, y.s.dir.path, y.s.info.GraphRoot))
 		}},
 	}

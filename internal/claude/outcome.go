@@ -12,6 +12,7 @@ import (
 const (
 	CauseDeadline   = "deadline" // the run's time limit
 	CauseOrphaned   = "orphaned" // no server was there for too long
+	CauseDisk       = "disk"     // the sandbox's limit of the disk
 	CauseRequest    = string(stromboli.ReasonRequest)
 	CauseDisconnect = string(stromboli.ReasonDisconnect)
 )
@@ -30,8 +31,8 @@ type Exit struct {
 // A cancellation beats everything. Then a last word that is a result decides,
 // whatever the process's exit, unless a time limit ended background work that
 // the run still waited for. A run whose
-// last turn has no result crashed, unless its time or its orphan limit was up
-// (then it failed) or the disk was full.
+// last turn has no result crashed, unless its time, its orphan limit or its limit
+// of the disk was up (then it failed) or the disk was full.
 //
 // The output is, by format: text, what the CLI prints in that mode without the
 // last newline (the texts of several results are separated by an empty line;
@@ -51,12 +52,14 @@ func (t *Turn) Outcome(exit *Exit) stromboli.Outcome {
 	switch {
 	case cause == CauseRequest, cause == CauseDisconnect:
 		out.Status, out.Reason, out.Error = stromboli.Cancelled, stromboli.Reason(cause), "the run was cancelled"
-	case t.Over() && (!t.cutOff || cause != CauseDeadline && cause != CauseOrphaned):
+	case t.Over() && (!t.cutOff || cause != CauseDeadline && cause != CauseOrphaned && cause != CauseDisk):
 		t.judge(&out)
 	case cause == CauseDeadline:
 		fail(&out, stromboli.ReasonTimeout, "the run passed its time limit")
 	case cause == CauseOrphaned:
 		fail(&out, stromboli.ReasonOrphaned, "the agent was ended because no server was there for longer than the orphan timeout")
+	case cause == CauseDisk:
+		fail(&out, stromboli.ReasonDisk, "the sandbox took more of the disk than its limit, STROMBOLI_RESOURCES_DISK")
 	case t.Answered(), t.results > 0 && cause != "":
 		t.judge(&out)
 	default:

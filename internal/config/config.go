@@ -49,6 +49,10 @@ type Config struct {
 	// QueueMax is how many runs may wait for a free slot; one more is
 	// answered 429.
 	QueueMax int `env:"STROMBOLI_QUEUE_MAX" envDefault:"1000"`
+	// DiskReserve is the free space, as a size, below which no new run is
+	// started: pending ones wait, and new ones are answered 503. Default: a
+	// fiftieth of the file system, at most 1g. 0: none.
+	DiskReserve string `env:"STROMBOLI_DISK_RESERVE"`
 	// OrphanTimeout is how long an agent goes on while no server is there.
 	OrphanTimeout time.Duration `env:"STROMBOLI_ORPHAN_TIMEOUT" envDefault:"10m"`
 
@@ -110,6 +114,9 @@ type Resources struct {
 	CPUs string `env:"CPUS" envDefault:"1"`
 	// Timeout is how long a run may take.
 	Timeout time.Duration `env:"TIMEOUT" envDefault:"30m"`
+	// Disk is what a sandbox may take of the disk in its home, its workspace and
+	// /tmp together, as a size; volumes don't count. 0: as much as there is.
+	Disk string `env:"DISK" envDefault:"10g"`
 	// AllowUnenforced lets runs start where the engine can't enforce memory,
 	// cpu and process limits (rootless on cgroup v1). Each such run carries a
 	// warning.

@@ -27,7 +27,7 @@ func TestDefaults(t *testing.T) {
 		DataDir: "/home/u/.local/share/stromboli", CacheDir: "/home/u/.cache/stromboli",
 		Server:    Server{Address: "127.0.0.1:8080", MaxBody: 10 << 20},
 		Agent:     Agent{CredentialsFile: "/home/u/.claude/.credentials.json"},
-		Resources: Resources{Memory: "512m", CPUs: "1", Timeout: 30 * time.Minute},
+		Resources: Resources{Memory: "512m", CPUs: "1", Disk: "10g", Timeout: 30 * time.Minute},
 		Sandbox:   Sandbox{UserNS: "auto"},
 		Runs:      Runs{BackgroundWait: time.Minute},
 		Jobs:      got.Jobs,
@@ -55,6 +55,7 @@ func TestEveryVariable(t *testing.T) {
 		"STROMBOLI_EGRESS_ALLOWLIST": "a", "STROMBOLI_EGRESS_DENY": "b", "STROMBOLI_EGRESS_BRIDGE": "true", "STROMBOLI_EGRESS_PROXY_HOSTS": "p", "STROMBOLI_SECRETS_KEY_FILE": "/k", "STROMBOLI_LOG_FORMAT": "json",
 		"STROMBOLI_LOG_LEVEL": "debug", "STROMBOLI_QUEUE_MAX": "5", "STROMBOLI_ORPHAN_TIMEOUT": "7m",
 		"STROMBOLI_SANDBOX_USERNS": "none",
+		"STROMBOLI_RESOURCES_DISK": "1g", "STROMBOLI_DISK_RESERVE": "2g",
 	}
 	var environ []string
 	for name, value := range set {

@@ -17,22 +17,16 @@ func (e *execution) attach(box *sandbox.Sandbox) {
 	e.box = box
 	e.moves()
 	e.until.Store(int64(e.age() + e.timeLeft()))
+	records := newRecordReader(e)
 	e.mu.Lock()
 	e.abort = nil
 	e.running = box
 	e.calls, e.endCalls = context.WithCancel(context.Background())
 	calls, wish := e.calls, e.wish
-	e.stopping.Add(2)
+	e.stopping.Go(func() { records.follow(calls) })
+	e.stopping.Go(func() { e.guard(calls, box) })
+	e.stopping.Go(func() { e.endOverDisk(calls, box) })
 	e.mu.Unlock()
-	records := newRecordReader(e)
-	go func() {
-		defer e.stopping.Done()
-		records.follow(calls)
-	}()
-	go func() {
-		defer e.stopping.Done()
-		e.guard(calls, box)
-	}()
 	if wish != "" {
 		e.interrupt()
 	}
@@ -177,6 +171,37 @@ func (e *execution) endBackground() {
 	e.tell(func(ctx context.Context, p *shim.Peer) error {
 		return p.Stop(ctx, shim.StopRequest{KillAfter: termAfter, Cause: causeBackground})
 	})
+}
+
+// endOverDisk ends a run whose sandbox takes more of the disk than its limit.
+func (e *execution) endOverDisk(ctx context.Context, box *sandbox.Sandbox) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-box.DiskOver():
+	}
+	e.log.WarnContext(ctx, "ending a run for its use of the disk", "sandbox", box.ID, "why", box.DiskWhy())
+	select { // the guard sees to it, should the shim be frozen
+	case e.hurry <- struct{}{}:
+	default:
+	}
+	e.tell(func(ctx context.Context, p *shim.Peer) error { //nolint:contextcheck // as long as the run goes on
+		return p.Stop(ctx, shim.StopRequest{KillAfter: termAfter, Cause: claude.CauseDisk})
+	})
+}
+
+// overDisk is the sentence about a sandbox that takes too much of the disk,
+// empty where it is not known to.
+func (e *execution) overDisk() string {
+	if e.box == nil {
+		return ""
+	}
+	select {
+	case <-e.box.DiskOver():
+		return e.box.DiskWhy()
+	default:
+		return ""
+	}
 }
 
 // tell makes a call to the sandbox, if there is one, without waiting for it,

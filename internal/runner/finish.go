@@ -32,6 +32,9 @@ func (e *execution) ended() stromboli.Outcome {
 		c.Output, c.Usage = out.Output, out.Usage
 		return c
 	}
+	if why := e.overDisk(); why != "" && out.Reason == stromboli.ReasonDisk {
+		out.Error = why
+	}
 	return out
 }
 
@@ -39,6 +42,13 @@ func (e *execution) ended() stromboli.Outcome {
 func (e *execution) lost() stromboli.Outcome {
 	if reason := e.wished(); reason != "" {
 		return e.cancelled(reason)
+	}
+	if why := e.overDisk(); why != "" {
+		out := e.turn.Outcome(&claude.Exit{Signal: "SIGKILL", Cause: claude.CauseDisk})
+		if out.Reason == stromboli.ReasonDisk {
+			out.Error = why
+		}
+		return out
 	}
 	if e.box != nil && e.box.Overdue() {
 		return e.turn.Outcome(&claude.Exit{Signal: "SIGKILL", Cause: claude.CauseDeadline})

@@ -69,6 +69,8 @@ type world struct {
 	network // what egress knows
 	keys    *secret.Keyring
 
+	full    atomic.Bool            // there is no room for new runs
+	asked   atomic.Int64           // how often that was looked at
 	down    atomic.Pointer[string] // the engine's method that fails; "": all
 	unready atomic.Bool            // the model has no credential
 }
@@ -114,6 +116,7 @@ type options struct {
 	now        func() time.Time // the clock on the wall
 	oom        bool             // containers that end have run out of memory
 	faults     *faults
+	disk       int64 // a sandbox's limit of the disk
 }
 
 // start opens a server's parts and recovers what the one before left.
@@ -151,14 +154,14 @@ func (w *world) tryStart(o options) (*life, error) {
 	l := &life{w: w, store: st, faults: o.faults, log: eventlog.New(st)}
 	l.boxes = sandbox.New(sandbox.Config{
 		Engine: oomEngine{w.engine, o.oom}, Info: info, DataDir: w.data, Instance: "test", Shim: "/proc/self/exe", CLI: w, Egress: &w.network,
-		OrphanTimeout: o.orphan, Unjudged: true, Logger: log,
+		OrphanTimeout: o.orphan, DiskLimit: o.disk, Unjudged: true, Logger: log,
 	})
 	if l.faults == nil {
 		l.faults = &faults{}
 	}
 	l.faults.Store, l.faults.cancel = st, cancel
 	l.Runner = runner.New(runner.Config{
-		Store: l.faults, Log: faultyLog{l.log, l.faults}, Sandboxes: l.boxes, Blobs: blobs, Model: w, Connections: &w.network, Secrets: secret.NewVault(st, w.keys),
+		Store: l.faults, Log: faultyLog{l.log, l.faults}, Sandboxes: roomy{l.boxes, w}, Blobs: blobs, Model: w, Connections: &w.network, Secrets: secret.NewVault(st, w.keys),
 		Policy: policy.Config{Image: image, Memory: 64 << 20, NanoCPUs: 1e9, Timeout: time.Minute, Home: sandbox.HomePath},
 		Owner:  "test", MaxRunning: o.max, MaxQueued: o.queue, BackgroundWait: o.background, Now: o.now, Logger: log,
 	})
@@ -168,6 +171,7 @@ func (w *world) tryStart(o options) (*life, error) {
 	}
 	var done sync.WaitGroup
 	done.Go(func() { _ = l.Run(ctx) })
+	done.Go(func() { _ = l.boxes.Meter(ctx) })
 	var once sync.Once
 	l.stop = func() {
 		once.Do(func() {
@@ -179,6 +183,20 @@ func (w *world) tryStart(o options) (*life, error) {
 	}
 	w.t.Cleanup(l.stop)
 	return l, nil
+}
+
+// roomy are sandboxes on a disk that may be full.
+type roomy struct {
+	*sandbox.Manager
+	w *world
+}
+
+func (r roomy) Room() error {
+	defer r.w.asked.Add(1)
+	if r.w.full.Load() {
+		return stromboli.Errorf(stromboli.StorageFull, "no room")
+	}
+	return r.Manager.Room()
 }
 
 // oomEngine says of containers that have ended that the kernel ended them.

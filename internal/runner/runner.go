@@ -55,6 +55,9 @@ type Log interface {
 type Sandboxes interface {
 	// Check refuses what no sandbox could be made from, before a run exists.
 	Check(ctx context.Context, p policy.Plan) (sandbox.Plan, error)
+	// Room answers stromboli.StorageFull while free space is too scarce for a
+	// new run.
+	Room() error
 	Create(ctx context.Context, s sandbox.Spec) (*sandbox.Sandbox, error)
 	Adopt(ctx context.Context, id string, reach sandbox.Reach) (*sandbox.Sandbox, error)
 	// SetReach changes what a living sandbox reaches.
@@ -142,6 +145,7 @@ type Runner struct {
 	active     map[string]*execution // by run id
 	executions sync.WaitGroup
 	recovered  []*execution // what Run has yet to launch
+	cramped    bool         // pending runs wait for free space; claim's own
 	sweep      func(context.Context)
 	base       context.Context // of the executions
 	endBase    context.CancelFunc
@@ -285,22 +289,31 @@ func (r *Runner) poke() {
 	}
 }
 
-// claim starts pending runs, oldest first, while slots are free.
+// claim starts pending runs, oldest first, while slots are free and there is
+// room on the disk.
 func (r *Runner) claim(ctx context.Context) {
 	for ctx.Err() == nil {
 		r.mu.Lock()
-		free := r.slots < r.cfg.MaxRunning && r.pending > 0 && !r.draining
+		free := r.slots < r.cfg.MaxRunning && r.pending > 0 && !r.draining && !r.noRoom(ctx)
 		if free {
 			r.slots++
 		}
 		r.mu.Unlock()
-		if !free {
-			return
-		}
-		if !r.claimOne(ctx) {
+		if !free || !r.claimOne(ctx) {
 			return
 		}
 	}
+}
+
+// noRoom reports whether pending runs have to wait for free space, and says so
+// when that begins.
+func (r *Runner) noRoom(ctx context.Context) bool {
+	err := r.cfg.Sandboxes.Room()
+	if err != nil && !r.cramped {
+		r.log.WarnContext(ctx, "pending runs wait for free space", "error", err)
+	}
+	r.cramped = err != nil
+	return r.cramped
 }
 
 // claimOne starts the oldest pending run in a slot that was taken for it, and

@@ -38,6 +38,9 @@ func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.
 	if _, err := r.cfg.Model.Ready(ctx); err != nil {
 		return stromboli.Run{}, false, err
 	}
+	if err := r.cfg.Sandboxes.Room(); err != nil {
+		return stromboli.Run{}, false, err
+	}
 	checked, err := r.check(ctx, plan, s.Spec.Claude)
 	if err != nil {
 		return stromboli.Run{}, false, err

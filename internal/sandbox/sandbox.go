@@ -119,7 +119,11 @@ type Config struct {
 	// Unjudged lets sandboxes start whatever is in force: for tests on an engine
 	// that isolates nothing.
 	Unjudged bool
-	Logger   *slog.Logger
+	// DiskLimit is what a sandbox may take of the disk, in bytes; 0: as much as
+	// there is. DiskReserve is the free space below which no new run is started;
+	// negative: what suits the file system.
+	DiskLimit, DiskReserve int64
+	Logger                 *slog.Logger
 }
 
 // Manager makes sandboxes.
@@ -182,6 +186,7 @@ type Sandbox struct {
 	// Attestation is what is in force; nil for one that was found again.
 	Attestation *stromboli.Attestation
 
+	disk    diskUse
 	made    time.Time          // on the monotonic clock
 	started atomic.Bool        // the container was started: from then on it may be gone
 	oom     atomic.Bool        // it has ended, and memory had run out in it
@@ -310,7 +315,7 @@ func (m *Manager) socket(id, name string) string { return filepath.Join(m.dir(id
 // sandbox is closed.
 func (m *Manager) listen(rec record) (*Sandbox, error) {
 	ctx, stop := context.WithCancel(context.Background())
-	box := &Sandbox{record: rec, stop: stop, stopped: make(chan struct{}), made: time.Now().Add(-max(time.Since(rec.CreatedAt), 0))}
+	box := &Sandbox{record: rec, stop: stop, stopped: make(chan struct{}), disk: diskUse{over: make(chan struct{})}, made: time.Now().Add(-max(time.Since(rec.CreatedAt), 0))}
 	peer, err := shim.Listen(shim.PeerConfig{
 		Path: m.socket(rec.ID, "server.sock"), SandboxID: rec.ID, Token: rec.Token,
 		PeerUID: func(ctx context.Context) (shim.PeerRule, error) { return m.caller(ctx, rec) },
