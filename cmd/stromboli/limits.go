@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
+	"syscall"
 
 	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/config"
@@ -53,3 +55,18 @@ func diskLimits(cfg *config.Config) (limit, reserve int64, err error) {
 
 // minDisk is the least with which an agent can begin.
 const minDisk = 1 << 20
+
+// maxConnections is the cap on connections: half of the open files are for what
+// the requests are about.
+func (s *server) maxConnections() int {
+	most := s.cfg.Server.MaxConnections
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return most
+	}
+	if half := max(int(min(files.Cur, math.MaxInt32)/2), 1); half < most {
+		s.log.Warn("fewer connections than configured are possible: the limit of open files is low", "connections", half, "configured", most)
+		return half
+	}
+	return most
+}

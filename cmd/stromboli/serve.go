@@ -293,6 +293,7 @@ func (s *server) open(ctx context.Context) error {
 	s.api, err = api.New(api.Config{
 		Runs: s.runner, Events: log, Secrets: s.vault, System: &system{s}, Log: s.log, Render: claude.AssistantText, Visible: claude.Visible,
 		AllowedHosts: s.cfg.Server.AllowedHosts, MaxBody: s.cfg.Server.MaxBody,
+		MaxConnections: s.maxConnections(), MaxPerAddress: s.cfg.Server.MaxPerAddress,
 	})
 	return err
 }

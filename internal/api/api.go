@@ -142,6 +142,13 @@ type Config struct {
 	// address that the connection came in on.
 	AllowedHosts []string
 
+	// MaxConnections caps open connections, MaxPerAddress those from one IPv4
+	// address or IPv6 /64; 4,096 and 1,024. Above a cap only /health, /livez and
+	// /readyz are answered as always.
+	MaxConnections, MaxPerAddress int
+
+	HeaderTimeout   time.Duration // to read a request's header; 20 s
+	IdleTimeout     time.Duration // between two requests on a connection; 2 min
 	MaxBody         int64         // bytes of a request body; 10 MiB
 	BodyTimeout     time.Duration // to read a request body; 1 min
 	WriteTimeout    time.Duration // of one write to a client; 30 s
@@ -174,6 +181,17 @@ func New(cfg Config) (*API, error) {
 	if cfg.MaxBody == 0 {
 		cfg.MaxBody = 10 << 20
 	}
+	if cfg.MaxConnections == 0 {
+		cfg.MaxConnections = 4096
+	}
+	if cfg.MaxPerAddress == 0 {
+		cfg.MaxPerAddress = 1024
+	}
+	if cfg.MaxConnections < 0 || cfg.MaxPerAddress < 0 {
+		return nil, errors.New("api: caps on connections must be positive")
+	}
+	orDefault(&cfg.HeaderTimeout, 20*time.Second)
+	orDefault(&cfg.IdleTimeout, 2*time.Minute)
 	orDefault(&cfg.BodyTimeout, time.Minute)
 	orDefault(&cfg.WriteTimeout, 30*time.Second)
 	orDefault(&cfg.Heartbeat, 15*time.Second)

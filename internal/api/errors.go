@@ -19,6 +19,8 @@ const (
 	codeHeaderTooLarge  stromboli.Code = "header_too_large" // 431
 	codeRequestTimeout  stromboli.Code = "request_timeout"  // 408
 	codeUnauthenticated stromboli.Code = "unauthenticated"  // 401
+
+	codeTooManyConnections stromboli.Code = "too_many_connections" // 503
 )
 
 // errorBody is the body of every refusal.
@@ -58,7 +60,7 @@ func statusOf(code stromboli.Code) int {
 		return http.StatusTooManyRequests
 	case codeHeaderTooLarge:
 		return http.StatusRequestHeaderFieldsTooLarge
-	case stromboli.NotConfigured, stromboli.EngineDown, stromboli.Draining, stromboli.StorageFull, stromboli.StorageBusy:
+	case stromboli.NotConfigured, stromboli.EngineDown, stromboli.Draining, stromboli.StorageFull, stromboli.StorageBusy, codeTooManyConnections:
 		return http.StatusServiceUnavailable
 	default:
 		return http.StatusInternalServerError

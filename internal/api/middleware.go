@@ -23,7 +23,7 @@ func (a *API) Handler() http.Handler {
 		r = r.WithContext(context.WithValue(r.Context(), requestIDKey{}, id))
 		w := &recorder{ResponseWriter: rw}
 		w.Header().Set("X-Request-ID", id)
-		w.Header().Set("X-Content-Type-Options", "nosniff")
+		secure(w.Header())
 		start := time.Now()
 		path := r.URL.Path
 		defer func() { //nolint:contextcheck // the request's, with its id
@@ -55,7 +55,26 @@ func (a *API) guard(w *recorder, r *http.Request) {
 	a.fail(w, r, stromboli.Errorf(stromboli.Internal, "panic"))
 }
 
+// secure sets what keeps an answer from being more in a browser than data: it is
+// not sniffed, loads and runs nothing, and is framed and embedded by nobody.
+func secure(h http.Header) {
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h.Set("Referrer-Policy", "no-referrer")
+}
+
 func (a *API) serve(w *recorder, r *http.Request) {
+	if tooMany(r) {
+		w.Header().Set("Connection", "close")
+		if !isProbe(r.URL.Path) {
+			a.fail(w, r, &stromboli.Error{
+				Code: codeTooManyConnections, RetryAfter: overflowLife,
+				Message: "too many connections are open, from this address or in all; close some, or try again later",
+			})
+			return
+		}
+	}
 	if err := a.checkHeaders(r); err != nil {
 		a.fail(w, r, err)
 		return
@@ -155,8 +174,7 @@ func saneRequestID(s string) bool {
 
 // accessLevel keeps the probes of orchestrators out of the ordinary log.
 func accessLevel(path string) slog.Level {
-	switch path {
-	case "/health", "/livez", "/readyz":
+	if isProbe(path) {
 		return slog.LevelDebug
 	}
 	return slog.LevelInfo

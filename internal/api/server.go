@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"time"
 )
 
 // The prompt of GET /run/stream is in its URL, hence the large limit; every
@@ -25,10 +24,18 @@ const (
 func (a *API) Serve(ctx context.Context, ln net.Listener) error {
 	hard, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
+	// HTTP/1.1 alone: without TLS there is no HTTP/2 but for those who know, and
+	// its streams would pass by the caps.
+	var http1 http.Protocols
+	http1.SetHTTP1(true)
+	gate := newGate(a.cfg.MaxConnections, a.cfg.MaxPerAddress)
 	srv := &http.Server{
 		Handler:                      a.Handler(),
-		ReadHeaderTimeout:            20 * time.Second,
-		IdleTimeout:                  2 * time.Minute,
+		Protocols:                    &http1,
+		ConnState:                    gate.watch,
+		ConnContext:                  known,
+		ReadHeaderTimeout:            a.cfg.HeaderTimeout,
+		IdleTimeout:                  a.cfg.IdleTimeout,
 		MaxHeaderBytes:               maxStreamURL + maxOtherHeader,
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
@@ -36,7 +43,7 @@ func (a *API) Serve(ctx context.Context, ln net.Listener) error {
 	}
 	defer a.presence.close()
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(jsonListener{ln}) }()
+	go func() { served <- srv.Serve(listener{ln, gate}) }()
 	select {
 	case err := <-served:
 		a.Drain()
@@ -58,19 +65,9 @@ func (a *API) Serve(ctx context.Context, ln net.Listener) error {
 	return nil
 }
 
-// jsonListener and jsonConn turn the answers that net/http gives by itself
-// (431, and 400 for what is not HTTP) into the contract's JSON: it writes them
-// to the connection, out of any handler's reach.
-type jsonListener struct{ net.Listener }
-
-func (l jsonListener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return jsonConn{c}, nil
-}
-
+// jsonConn turns the answers that net/http gives by itself (431, and 400 for
+// what is not HTTP) into the contract's JSON: it writes them to the connection,
+// out of any handler's reach.
 type jsonConn struct{ net.Conn }
 
 // ownAnswer is what net/http puts between status line and text, and what no
@@ -94,7 +91,8 @@ func (c jsonConn) Write(b []byte) (int, error) {
 	} else if bytes.HasPrefix(line, []byte("HTTP/1.1 5")) {
 		status = "501 Not Implemented"
 	}
-	_, err := fmt.Fprintf(c.Conn, "HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s",
+	_, err := fmt.Fprintf(c.Conn, "HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nCache-Control: no-store\r\n"+
+		"X-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n%s",
 		status, len(body), body)
 	if err != nil {
 		return 0, err

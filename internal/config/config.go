@@ -70,6 +70,12 @@ type Server struct {
 	AllowedHosts []string `env:"ALLOWED_HOSTS"`
 	// MaxBody is the largest request body in bytes.
 	MaxBody int64 `env:"MAX_BODY" envDefault:"10485760"`
+	// MaxConnections caps open connections; at most half of the open files that
+	// the process may have are used. Each sync run and each stream holds one.
+	MaxConnections int `env:"MAX_CONNECTIONS" envDefault:"4096"`
+	// MaxPerAddress caps those from one IPv4 address or IPv6 /64. Behind a
+	// reverse proxy all come from one.
+	MaxPerAddress int `env:"MAX_CONNECTIONS_PER_ADDRESS" envDefault:"1024"`
 }
 
 // Auth is who may call.
@@ -257,6 +263,10 @@ func (c *Config) validate() error {
 	switch {
 	case c.Server.MaxBody < 1024:
 		return errors.New("STROMBOLI_SERVER_MAX_BODY: must be at least 1024 bytes")
+	case c.Server.MaxConnections < 1:
+		return errors.New("STROMBOLI_SERVER_MAX_CONNECTIONS: must be at least 1")
+	case c.Server.MaxPerAddress < 1:
+		return errors.New("STROMBOLI_SERVER_MAX_CONNECTIONS_PER_ADDRESS: must be at least 1")
 	case c.QueueMax < 0:
 		return errors.New("STROMBOLI_QUEUE_MAX: must not be negative")
 	case c.Runs.Max < 0:

@@ -25,7 +25,7 @@ func TestDefaults(t *testing.T) {
 	got := load(t)
 	want := &Config{
 		DataDir: "/home/u/.local/share/stromboli", CacheDir: "/home/u/.cache/stromboli",
-		Server:    Server{Address: "127.0.0.1:8080", MaxBody: 10 << 20},
+		Server:    Server{Address: "127.0.0.1:8080", MaxBody: 10 << 20, MaxConnections: 4096, MaxPerAddress: 1024},
 		Agent:     Agent{CredentialsFile: "/home/u/.claude/.credentials.json"},
 		Resources: Resources{Memory: "512m", CPUs: "1", Disk: "10g", Timeout: 30 * time.Minute},
 		Sandbox:   Sandbox{UserNS: "auto"},
@@ -56,6 +56,7 @@ func TestEveryVariable(t *testing.T) {
 		"STROMBOLI_LOG_LEVEL": "debug", "STROMBOLI_QUEUE_MAX": "5", "STROMBOLI_ORPHAN_TIMEOUT": "7m",
 		"STROMBOLI_SANDBOX_USERNS": "none",
 		"STROMBOLI_RESOURCES_DISK": "1g", "STROMBOLI_DISK_RESERVE": "2g",
+		"STROMBOLI_SERVER_MAX_CONNECTIONS": "9", "STROMBOLI_SERVER_MAX_CONNECTIONS_PER_ADDRESS": "8",
 	}
 	var environ []string
 	for name, value := range set {
