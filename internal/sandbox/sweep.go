@@ -138,8 +138,8 @@ const (
 	probeAge    = 10 * time.Minute // no look at an image takes so long
 )
 
-// Run removes stray containers of this server until ctx ends, which it returns
-// as nil.
+// Run removes stray containers of this server, and what the engine has forgotten
+// of sandboxes, until ctx ends, which it returns as nil.
 func (m *Manager) Run(ctx context.Context) error {
 	for wait := firstStrays; ; wait = nextStrays {
 		select {
@@ -149,6 +149,9 @@ func (m *Manager) Run(ctx context.Context) error {
 		}
 		if err := m.removeStrays(ctx); err != nil && ctx.Err() == nil {
 			m.log.WarnContext(ctx, "looking for stray containers", "error", err)
+		}
+		if err := m.removeOrphans(ctx, orphanAge); err != nil && ctx.Err() == nil {
+			m.log.WarnContext(ctx, "looking for what the engine has forgotten", "error", err)
 		}
 	}
 }
