@@ -71,6 +71,7 @@ type world struct {
 
 	full    atomic.Bool            // there is no room for new runs
 	asked   atomic.Int64           // how often that was looked at
+	waits   atomic.Int64           // how often a run began to wait for the disk
 	down    atomic.Pointer[string] // the engine's method that fails; "": all
 	unready atomic.Bool            // the model has no credential
 }
@@ -146,7 +147,7 @@ func (w *world) tryStart(o options) (*life, error) {
 	must(w.t, err)
 	blobs, err := blob.Open(filepath.Join(w.data, "blobs"))
 	must(w.t, err)
-	log := slog.New(slog.NewTextHandler(testWriter{w.t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	log := slog.New(slog.NewTextHandler(testWriter{w.t, &w.waits}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	info, err := w.engine.Info(ctx)
 	if err != nil {
 		info = engine.Info{EnforcesLimits: true}
@@ -213,9 +214,15 @@ func (e oomEngine) Inspect(ctx context.Context, id string) (engine.Container, er
 	return c, err
 }
 
-type testWriter struct{ t *testing.T }
+type testWriter struct {
+	t     *testing.T
+	waits *atomic.Int64
+}
 
 func (w testWriter) Write(b []byte) (int, error) {
+	if strings.Contains(string(b), "can't store now") {
+		w.waits.Add(1)
+	}
 	w.t.Logf("%s", b)
 	return len(b), nil
 }

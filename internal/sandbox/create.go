@@ -96,7 +96,7 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 	}
 	box, err := m.listen(rec) //nolint:contextcheck // it is served until it is closed
 	if err != nil {
-		return nil, err
+		return nil, storage(err)
 	}
 	begin := time.Now()
 	if err := m.startContainer(ctx, s, box, checked, mounts); err != nil {

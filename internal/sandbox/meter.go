@@ -33,9 +33,17 @@ const (
 
 // diskUse is what is known of a sandbox's use of the disk.
 type diskUse struct {
+	paths []string // what is measured
 	bytes atomic.Int64
 	over  chan struct{} // closed once the limit is passed
 	why   string        // set before over is closed
+}
+
+func (m *Manager) newDiskUse(rec record) diskUse {
+	return diskUse{
+		paths: []string{m.ownPath(rec, "home"), m.ownPath(rec, "workspace"), filepath.Join(m.dir(rec.ID), "tmp")},
+		over:  make(chan struct{}),
+	}
 }
 
 // DiskOver is closed once the sandbox takes more of the disk than its limit;
@@ -48,7 +56,6 @@ func (s *Sandbox) DiskWhy() string { return s.disk.why }
 // metered is a sandbox that the meter looks at from time to time.
 type metered struct {
 	box       *Sandbox
-	paths     []string
 	namespace string // of its processes; empty: not to be seen
 	asked     bool   // the engine has said which
 
@@ -159,9 +166,7 @@ func (mt *meter) sync() {
 	}
 	mt.m.mu.Unlock()
 	for _, box := range fresh {
-		mt.boxes[box.ID] = &metered{box: box, paths: []string{
-			mt.m.ownPath(box.record, "home"), mt.m.ownPath(box.record, "workspace"), filepath.Join(mt.m.dir(box.ID), "tmp"),
-		}}
+		mt.boxes[box.ID] = &metered{box: box}
 	}
 }
 
@@ -211,7 +216,7 @@ func (mt *meter) measure(ctx context.Context, b *metered, free uint64) (more boo
 	}
 	if b.walk == nil {
 		mt.m.findNamespace(ctx, b)
-		b.walk, b.cost, b.free = newWalk(b.paths...), 0, free
+		b.walk, b.cost, b.free = newWalk(b.box.disk.paths...), 0, free
 	}
 	more, err := b.step()
 	if err != nil {

@@ -21,7 +21,8 @@ import (
 // disk.
 func (f *fixture) box(t *testing.T, id string) *Sandbox {
 	t.Helper()
-	box := &Sandbox{record: record{ID: id, SessionID: "s-" + id}, disk: diskUse{over: make(chan struct{})}}
+	rec := record{ID: id, SessionID: "s-" + id}
+	box := &Sandbox{record: rec, disk: f.newDiskUse(rec)}
 	for _, dir := range []string{f.ownPath(box.record, "home"), f.ownPath(box.record, "workspace"), filepath.Join(f.Manager.dir(id), "tmp")} {
 		must(t, os.MkdirAll(dir, 0o700))
 	}

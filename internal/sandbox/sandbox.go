@@ -315,7 +315,7 @@ func (m *Manager) socket(id, name string) string { return filepath.Join(m.dir(id
 // sandbox is closed.
 func (m *Manager) listen(rec record) (*Sandbox, error) {
 	ctx, stop := context.WithCancel(context.Background())
-	box := &Sandbox{record: rec, stop: stop, stopped: make(chan struct{}), disk: diskUse{over: make(chan struct{})}, made: time.Now().Add(-max(time.Since(rec.CreatedAt), 0))}
+	box := &Sandbox{record: rec, stop: stop, stopped: make(chan struct{}), disk: m.newDiskUse(rec), made: time.Now().Add(-max(time.Since(rec.CreatedAt), 0))}
 	peer, err := shim.Listen(shim.PeerConfig{
 		Path: m.socket(rec.ID, "server.sock"), SandboxID: rec.ID, Token: rec.Token,
 		PeerUID: func(ctx context.Context) (shim.PeerRule, error) { return m.caller(ctx, rec) },
