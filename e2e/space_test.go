@@ -166,6 +166,6 @@ func TestReserve(t *testing.T) {
 	s.stop()
 	s.env = append(s.env, "STROMBOLI_DISK_RESERVE=0")
 	s.up()
-	s.send(t, "GET", "/readyz", "").want(t, 200)
+	waitFor(t, "the server to be ready", func() bool { return s.send(t, "GET", "/readyz", "").status == 200 }) // egress starts anew
 	s.do(t, stromboli.RunSpec{Prompt: rogueResult}).want(t, stromboli.Completed, "")
 }
