@@ -89,6 +89,7 @@ func (e *execution) store(ctx context.Context, lines []shim.Line) error {
 		if line.Stream == shim.StdinRecord {
 			continue
 		}
+		e.box.Begun()
 		if line.Stream == shim.Exit {
 			status, err := shim.ParseExit(line.Data)
 			if err != nil {

@@ -76,12 +76,20 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 		}
 		rec.CreatedAt = time.Now().UTC() // the run's time doesn't count the copy
 	}
-	select {
-	case m.creating <- struct{}{}:
-		defer func() { <-m.creating }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	begun, err := m.starting.take(ctx)
+	if err != nil {
+		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			begun()
+		}
+	}()
+	created, err := m.creating.take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer created()
 	if err := m.directories(s, rec, checked); err != nil {
 		return nil, storage(err)
 	}
@@ -126,6 +134,8 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 		return nil, err
 	}
 	box.EngineTime = time.Since(begin)
+	box.begun = begun
+	time.AfterFunc(settleTime, begun)
 	return box, nil
 }
 

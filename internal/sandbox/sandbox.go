@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -130,7 +131,8 @@ type Config struct {
 type Manager struct {
 	cfg      Config
 	log      *slog.Logger
-	creating chan struct{} // at most two containers are being created at a time
+	creating slots // at most two containers are being created at a time
+	starting slots // and as many agents start as there are CPUs
 	facts    *factCache
 
 	maps       mapCache
@@ -164,7 +166,8 @@ func New(cfg Config) *Manager {
 	}
 	return &Manager{
 		cfg: cfg, log: cfg.Logger,
-		creating: make(chan struct{}, 2),
+		creating: make(slots, 2),
+		starting: make(slots, max(2, runtime.NumCPU())),
 		facts:    newFactCache(cfg.Engine, filepath.Join(cfg.DataDir, "images"), cfg.Instance),
 		boxes:    make(map[string]*Sandbox),
 		ours:     make(map[string]bool),
@@ -187,6 +190,7 @@ type Sandbox struct {
 	Attestation *stromboli.Attestation
 
 	disk    diskUse
+	begun   func()             // gives back the slot of its start; nil: it has none
 	made    time.Time          // on the monotonic clock
 	started atomic.Bool        // the container was started: from then on it may be gone
 	oom     atomic.Bool        // it has ended, and memory had run out in it
@@ -349,6 +353,7 @@ func (m *Manager) listen(rec record) (*Sandbox, error) {
 }
 
 func (s *Sandbox) close() error {
+	s.Begun()
 	s.stop()
 	err := s.Peer.Close()
 	<-s.stopped
