@@ -40,6 +40,8 @@ type EnvConfig struct {
 	// Endpoint is the loopback URL that is both the model's API and the proxy,
 	// without a trailing slash.
 	Endpoint string
+	// Connect is the path, in the sandbox, of a ProxyCommand for ssh; empty: none.
+	Connect string
 	// CredentialKind is APIKey, AuthToken or OAuth; anything else counts as
 	// APIKey.
 	CredentialKind string
@@ -97,6 +99,10 @@ func Env(c EnvConfig) []string {
 	e.set("USER", user)
 	e.set("LOGNAME", user)
 	e.set("LANG", "C.UTF-8")
+	if c.Connect != "" {
+		// Nobody is there to be asked about the key of a host that is new.
+		e.set("GIT_SSH_COMMAND", `ssh -o ProxyCommand="`+c.Connect+` %h %p" -o StrictHostKeyChecking=accept-new`)
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.Caller)) {
 		if envName(name) && ReservedName(name) == "" {
 			e.set(name, c.Caller[name])

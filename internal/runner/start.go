@@ -135,8 +135,8 @@ func (e *execution) startAgent(ctx context.Context, s agentStart) error {
 		Argv: append([]string{e.box.CLI}, claude.Args(opts, e.conversation(s.session, e.home(s.session)))...),
 		Env: claude.Env(claude.EnvConfig{
 			Image: e.box.ImageEnv, Home: e.box.Home, Endpoint: e.box.ProxyURL, CredentialKind: s.kind, MaxRetries: -1,
-			Timezone: e.r.cfg.Timezone,
-			Caller:   e.row.Spec.Env, Secrets: s.secrets, Options: opts,
+			Timezone: e.r.cfg.Timezone, Connect: sandbox.ConnectPath,
+			Caller: e.row.Spec.Env, Secrets: s.secrets, Options: opts,
 		}),
 		Dir: e.box.Workdir, UID: e.box.UID, GID: e.box.GID, Deadline: max(e.timeLeft(), time.Millisecond),
 	}

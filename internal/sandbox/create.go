@@ -238,6 +238,7 @@ func (m *Manager) ownMounts(id string, checked Plan, cli, loader string) []engin
 	mounts := []engine.Mount{
 		{Source: filepath.Join(dir, "run"), Target: hostPath, ReadOnly: true},
 		{Source: m.cfg.Shim, Target: shimPath, ReadOnly: true},
+		{Source: m.cfg.Shim, Target: ConnectPath, ReadOnly: true},
 		{Source: cli, Target: cliPath, ReadOnly: true},
 		{Source: filepath.Join(dir, "passwd"), Target: "/etc/passwd", ReadOnly: true},
 		{Source: filepath.Join(dir, "group"), Target: "/etc/group", ReadOnly: true},

@@ -35,6 +35,9 @@ const (
 	shimPath = runPath + "/shim"
 	cliPath  = "/opt/stromboli/cli"
 
+	// ConnectPath is a ProxyCommand for the agent's ssh.
+	ConnectPath = "/opt/stromboli/bin/" + shim.ConnectName
+
 	zoneinfoPath = "/usr/share/zoneinfo"
 
 	forwardAddr = "127.0.0.1:3128"

@@ -38,11 +38,15 @@ type initProcess struct {
 }
 
 // Main is the shim's main function: os.Args in, exit code out. Started without
-// arguments it is a sandbox's PID 1; it starts itself again as helpers.
+// arguments it is a sandbox's PID 1; it starts itself again as helpers. By the
+// name ConnectName it is the agent's ProxyCommand.
 //
 // It runs until the server discards the sandbox. Its goroutines, other than
 // those of a connection, are never stopped: they end with the sandbox.
 func Main(args []string) int {
+	if len(args) > 0 && filepath.Base(args[0]) == ConnectName {
+		return connectMain(args[1:], os.Stdin, os.Stdout, os.Stderr)
+	}
 	if len(args) > 1 && args[1] == helperArg {
 		return helperMain(args[2:], os.Stdin, os.Stdout, os.Stderr)
 	}
