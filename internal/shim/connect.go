@@ -2,6 +2,7 @@ package shim
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -37,7 +38,9 @@ func relayTo(target string, in io.Reader, out io.Writer) error {
 	if proxy == "" {
 		return fmt.Errorf("https_proxy names no proxy")
 	}
-	raw, err := net.DialTimeout("tcp", proxy, connectTime) //nolint:gosec // the agent runs it, with its own rights
+	ctx, cancel := context.WithTimeout(context.Background(), connectTime)
+	defer cancel()
+	raw, err := new(net.Dialer).DialContext(ctx, "tcp", proxy)
 	if err != nil {
 		return fmt.Errorf("the proxy: %w", err)
 	}
