@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tomblancdev/stromboli/internal/engine/enginetest"
+	"github.com/tomblancdev/stromboli/internal/sandbox"
 	"github.com/tomblancdev/stromboli/internal/shim"
 )
 
@@ -71,7 +72,7 @@ func prepare(root string, binds []string) error {
 	}
 	for _, bind := range binds {
 		from, to, ok := strings.Cut(bind, ":")
-		if !ok || strings.HasPrefix(to, "/etc/") || to == "/run/stromboli/shim" {
+		if !ok || strings.HasPrefix(to, "/etc/") || to == "/run/stromboli/shim" || to == sandbox.ConnectPath {
 			continue
 		}
 		to = filepath.Join(root, to)
