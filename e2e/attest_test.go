@@ -4,17 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/engine"
-	"github.com/tomblancdev/stromboli/internal/idmap"
 	"github.com/tomblancdev/stromboli/internal/policy"
 	"github.com/tomblancdev/stromboli/internal/sandbox"
 )
@@ -37,20 +33,8 @@ func (e *weakEngine) Create(ctx context.Context, spec engine.ContainerSpec) (eng
 // leaves out nothing.
 func TestNotEnforced(t *testing.T) {
 	s := start(t) // for the shim that it installs
-	shims, err := filepath.Glob(filepath.Join(s.data, "shim", "*", "stromboli-shim"))
-	if err != nil || len(shims) != 1 {
-		t.Fatalf("shims: %v, %v", shims, err)
-	}
-	info, err := suite.engine.Info(s.ctx())
-	if err != nil {
-		t.Fatal(err)
-	}
-	same, _ := idmap.SameMounts(suite.engine.PID())
 	weak := &weakEngine{Engine: suite.engine}
-	m := sandbox.New(sandbox.Config{
-		Engine: weak, Info: info, DataDir: filepath.Join(s.dir, "own"), Instance: "weak-" + filepath.Base(s.dir), Shim: shims[0], CLI: swapCLI{}, Egress: swapEgress{},
-		Volumes: []string{s.volumes}, OrphanTimeout: time.Minute, AllowUnenforced: true, UserNS: true, SameMounts: same, Logger: slog.New(slog.DiscardHandler),
-	})
+	m, _, info := s.manager(t, weak)
 	empty := t.TempDir()
 	ownIDs := m.UserNS().Mode == sandbox.UserNSAuto
 	volume := s.volumeOf(t, "data", 1000)

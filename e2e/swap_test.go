@@ -12,6 +12,8 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/engine"
+	"github.com/tomblancdev/stromboli/internal/idmap"
 	"github.com/tomblancdev/stromboli/internal/policy"
 	"github.com/tomblancdev/stromboli/internal/sandbox"
 	"github.com/tomblancdev/stromboli/internal/setup"
@@ -30,24 +32,32 @@ type swapEgress struct{}
 func (swapEgress) Add(context.Context, sandbox.Door) error { return nil }
 func (swapEgress) Remove(context.Context, string) error    { return nil }
 
+// manager makes sandboxes without a server, as a server would, on an engine that
+// may be another than the suite's. The server must have been started once: it
+// installs the shim.
+func (s *server) manager(t *testing.T, on engine.Engine) (m *sandbox.Manager, data string, info engine.Info) {
+	t.Helper()
+	shims, err := filepath.Glob(filepath.Join(s.data, "shim", "*", "stromboli-shim"))
+	if err != nil || len(shims) != 1 {
+		t.Fatalf("shims: %v, %v", shims, err)
+	}
+	if info, err = suite.engine.Info(s.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	same, _ := idmap.SameMounts(suite.engine.PID())
+	data = filepath.Join(s.dir, "own")
+	return sandbox.New(sandbox.Config{
+		Engine: on, Info: info, DataDir: data, Instance: "own-" + filepath.Base(s.dir), Shim: shims[0], CLI: swapCLI{}, Egress: swapEgress{},
+		Volumes: []string{s.volumes}, OrphanTimeout: time.Minute, AllowUnenforced: true, UserNS: true, SameMounts: same, Logger: slog.New(slog.DiscardHandler),
+	}), data, info
+}
+
 // TestSwappedVolume: a volume that becomes another directory between the check
 // and the mount is noticed before an agent starts. The test sits in between,
 // so it makes sandboxes without a server.
 func TestSwappedVolume(t *testing.T) {
 	s := start(t) // for the shim that it installs
-	shims, err := filepath.Glob(filepath.Join(s.data, "shim", "*", "stromboli-shim"))
-	if err != nil || len(shims) != 1 {
-		t.Fatalf("shims: %v, %v", shims, err)
-	}
-	info, err := suite.engine.Info(s.ctx())
-	if err != nil {
-		t.Fatal(err)
-	}
-	data := filepath.Join(s.dir, "own")
-	m := sandbox.New(sandbox.Config{
-		Engine: suite.engine, Info: info, DataDir: data, Instance: "swap-" + filepath.Base(s.dir), Shim: shims[0], CLI: swapCLI{}, Egress: swapEgress{},
-		Volumes: []string{s.volumes}, OrphanTimeout: time.Minute, AllowUnenforced: true, Logger: slog.New(slog.DiscardHandler),
-	})
+	m, data, _ := s.manager(t, suite.engine)
 	outside := filepath.Join(s.dir, "outside")
 	if err := os.Mkdir(outside, 0o755); err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/egress"
@@ -46,6 +47,7 @@ func (s *benchServer) doors(ctx context.Context, addr string) (mib float64, err 
 			return 0, err
 		}
 		open = append(open, conn)
+		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
 		if _, err := fmt.Fprintf(conn, "STROMBOLI/1 %s\nCONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", token, addr, addr); err != nil {
 			return 0, err
 		}

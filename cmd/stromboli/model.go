@@ -133,32 +133,49 @@ func (m *model) Ready(ctx context.Context) (string, error) {
 func (m *model) watch(ctx context.Context) error {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
-	var before [2]fileMark
-	told := ""
-	for first := true; ; first = false {
-		now := [2]fileMark{markOf(m.cfg.Agent.SecretsFile), markOf(m.cfg.Agent.CredentialsFile)}
-		if now != before && !first && !m.demo {
-			m.log.InfoContext(ctx, "the files of the Claude credentials have changed")
-			_, _, err := m.load()
-			if err == nil {
-				_, err = m.Ready(ctx)
-			}
-			switch {
-			case ctx.Err() != nil:
-				return nil
-			case err == nil:
-				told = ""
-			case told != err.Error():
-				told = err.Error()
-				m.log.WarnContext(ctx, "the Claude credentials can't be used; those before stay in use", "error", err)
-			}
-		}
-		before = now
+	w := m.newWatch()
+	for {
 		select {
 		case <-tick.C:
+			w.look(ctx)
 		case <-ctx.Done():
 			return nil
 		}
+	}
+}
+
+// credentialWatch knows the files of the credentials as they were last seen.
+type credentialWatch struct {
+	m     *model
+	marks [2]fileMark
+	fault string // that the log has been told of
+}
+
+func (m *model) newWatch() *credentialWatch { return &credentialWatch{m: m, marks: m.marks()} }
+
+func (m *model) marks() [2]fileMark {
+	return [2]fileMark{markOf(m.cfg.Agent.SecretsFile), markOf(m.cfg.Agent.CredentialsFile)}
+}
+
+// look hands the credential to egress if a file has changed.
+func (w *credentialWatch) look(ctx context.Context) {
+	marks := w.m.marks()
+	if marks == w.marks || w.m.demo {
+		return
+	}
+	w.marks = marks
+	w.m.log.InfoContext(ctx, "the files of the Claude credentials have changed")
+	_, _, err := w.m.load() // Ready passes over a broken file
+	if err == nil {
+		_, err = w.m.Ready(ctx)
+	}
+	switch {
+	case ctx.Err() != nil:
+	case err == nil:
+		w.fault = ""
+	case w.fault != err.Error():
+		w.fault = err.Error()
+		w.m.log.WarnContext(ctx, "the Claude credentials can't be used; those before stay in use", "error", err)
 	}
 }
 

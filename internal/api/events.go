@@ -32,11 +32,7 @@ func (a *API) jobEvents(w http.ResponseWriter, r *http.Request, p stromboli.Prin
 	if err != nil {
 		return err
 	}
-	after, err := intParam(q, "after", 0, 1<<53, 0)
-	if err != nil {
-		return err
-	}
-	limit, err := intParam(q, "limit", 1, maxPage, maxPage)
+	after, limit, err := pageOf(q)
 	if err != nil {
 		return err
 	}
@@ -47,8 +43,8 @@ func (a *API) jobEvents(w http.ResponseWriter, r *http.Request, p stromboli.Prin
 	// A position beyond the newest event is nobody's yet: whoever polls from
 	// there would miss what comes in between.
 	list := eventList{Events: make([]stromboli.Event, 0), NextAfter: min(after, run.LastSeq)}
-	for size := 0; len(list.Events) < int(limit) && size < maxPageBytes; {
-		batch, err := a.cfg.Events.Events(r.Context(), run.ID, list.NextAfter, min(readPage, int(limit)-len(list.Events)))
+	for size := 0; len(list.Events) < limit && size < maxPageBytes; {
+		batch, err := a.cfg.Events.Events(r.Context(), run.ID, list.NextAfter, min(readPage, limit-len(list.Events)))
 		if err != nil {
 			return fmt.Errorf("read the events of %s: %w", run.ID, err)
 		}

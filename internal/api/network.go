@@ -23,11 +23,7 @@ func (a *API) jobEgress(w http.ResponseWriter, r *http.Request, p stromboli.Prin
 	if err := onlyParams(q, "after", "limit"); err != nil {
 		return err
 	}
-	after, err := intParam(q, "after", 0, 1<<53, 0)
-	if err != nil {
-		return err
-	}
-	limit, err := intParam(q, "limit", 1, maxPage, maxPage)
+	after, limit, err := pageOf(q)
 	if err != nil {
 		return err
 	}
@@ -35,12 +31,12 @@ func (a *API) jobEgress(w http.ResponseWriter, r *http.Request, p stromboli.Prin
 	if err != nil {
 		return err
 	}
-	records, err := a.cfg.Runs.Egress(r.Context(), p, id, after, int(limit)+1) // one more tells whether there is more
+	records, err := a.cfg.Runs.Egress(r.Context(), p, id, after, limit+1) // one more tells whether there is more
 	if err != nil {
 		return err
 	}
-	list := egressList{Records: make([]stromboli.EgressRecord, 0, len(records)), NextAfter: after, HasMore: len(records) > int(limit)}
-	list.Records = append(list.Records, records[:min(len(records), int(limit))]...)
+	list := egressList{Records: make([]stromboli.EgressRecord, 0, len(records)), NextAfter: after, HasMore: len(records) > limit}
+	list.Records = append(list.Records, records[:min(len(records), limit)]...)
 	if n := len(list.Records); n > 0 {
 		list.NextAfter = list.Records[n-1].Seq
 	}

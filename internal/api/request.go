@@ -159,6 +159,15 @@ func intParam(q url.Values, name string, low, high, def int64) (int64, error) {
 	return n, nil
 }
 
+// pageOf reads which page of something that is numbered is wanted.
+func pageOf(q url.Values) (after int64, limit int, err error) {
+	if after, err = intParam(q, "after", 0, 1<<53, 0); err != nil {
+		return 0, 0, err
+	}
+	n, err := intParam(q, "limit", 1, maxPage, maxPage)
+	return after, int(n), err
+}
+
 func timeParam(q url.Values, name string) (time.Time, error) {
 	s := q.Get(name)
 	if s == "" {

@@ -270,8 +270,8 @@ func (a *audit) compact() error {
 		err = os.Rename(a.path+".new", a.path)
 	}
 	if err != nil {
-		_ = f.Close()
-		return err //nolint:wrapcheck // see above
+		_, _ = f.Close(), os.Remove(a.path+".new") // a full disk has no room for it either
+		return err                                 //nolint:wrapcheck // see above
 	}
 	_ = a.file.Close()
 	a.file, a.size, a.unwritten = f, int64(b.Len()), nil

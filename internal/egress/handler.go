@@ -146,8 +146,11 @@ func flowOf(ctx context.Context) *flow {
 	return f
 }
 
-// peerOf is the address at the other end.
+// peerOf is the address that a connection leads to; none where a proxy decides.
 func peerOf(c net.Conn) netip.Addr {
+	if _, ok := c.(proxied); ok {
+		return netip.Addr{}
+	}
 	addr, err := netip.ParseAddrPort(c.RemoteAddr().String())
 	if err != nil {
 		return netip.Addr{}

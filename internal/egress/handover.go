@@ -15,8 +15,9 @@ const (
 	// followEvery is how often a process that drains asks its successor for the
 	// rules that hold by now.
 	followEvery = 500 * time.Millisecond
-	// deliverFor bounds the attempts to give a successor one record.
-	deliverFor = 30 * time.Second
+	// deliverFor bounds the attempts to give a successor one record. One that is
+	// lost is in the audit as begun, and gets a record that says so.
+	deliverFor = 10 * time.Second
 )
 
 // delivery is a record that a process which drains gives to its successor.

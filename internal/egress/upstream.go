@@ -76,6 +76,10 @@ func (u *parentProxy) carries(to target) bool {
 	return ok
 }
 
+// proxied is a connection that the host's proxy leads on: its far end is the
+// proxy, and where it leads is not known here.
+type proxied struct{ streamConn }
+
 // maxConnectAnswer bounds a proxy's answer to CONNECT.
 const maxConnectAnswer = 16 << 10
 
@@ -108,7 +112,7 @@ func (u *parentProxy) dial(ctx context.Context, d *net.Dialer, to target, roots 
 	if err := u.connect(ctx, conn, to); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	return conn, nil
+	return proxied{conn}, nil
 }
 
 func (u *parentProxy) connect(ctx context.Context, conn net.Conn, to target) error {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/tomblancdev/stromboli"
 )
 
 // corporate is a proxy that takes CONNECT with a password and leads every name
@@ -116,6 +118,15 @@ func TestHostsBehindProxy(t *testing.T) {
 	}
 	if got := proxy.seen(); got != "CONNECT a.example:443" {
 		t.Errorf("the proxy saw %s", got)
+	}
+	// The proxy's own address is not the host's: lists of addresses don't meet it.
+	f.reach(stromboli.Network{Mode: stromboli.NetworkOpen, Deny: []string{"127.0.0.0/8"}})
+	if got := f.raw("CONNECT a.example:443 HTTP/1.1\r\nHost: x\r\n\r\n"); !strings.Contains(got, "200") {
+		t.Errorf("with the proxy's address denied: %s", got)
+	}
+	f.reach(stromboli.Network{Mode: stromboli.NetworkOpen, Deny: []string{"a.example"}})
+	if got := f.raw("CONNECT a.example:443 HTTP/1.1\r\nHost: x\r\n\r\n"); !strings.Contains(got, "403") {
+		t.Errorf("with the name denied: %s", got)
 	}
 	for _, bad := range []Config{
 		{Proxy: UpstreamProxy{URL: "socks5://x:1"}},

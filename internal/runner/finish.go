@@ -98,7 +98,8 @@ func (e *execution) finish(ctx context.Context, out stromboli.Outcome) error {
 		f.Events = append(f.Events, event(stromboli.EventBackgroundEnded, stromboli.BackgroundEndedData{Tasks: e.waitedFor}))
 	}
 	if err := e.lastRecords(ctx); err != nil {
-		e.warn(&f, "egress_records_incomplete", err)
+		e.log.WarnContext(ctx, "reading the last records of connections", "error", err)
+		e.warn(&f, "egress_records_incomplete", errors.New("the records of the run's last connections could not be read; those before are in GET /jobs/{id}/egress"))
 	}
 	old, err := e.saveTranscript(ctx, &f)
 	if err != nil {

@@ -106,7 +106,7 @@ func (e *execution) setNetwork(ctx context.Context, tenant string, n stromboli.N
 	if err := e.r.cfg.Sandboxes.SetReach(ctx, box, sandbox.Reach{Tenant: tenant, Network: n}); err != nil {
 		return (&stromboli.Error{
 			Code: stromboli.EngineDown, RetryAfter: time.Second,
-			Message: "the network's change is recorded and holds as soon as egress is back; until then the sandbox reaches nothing new",
+			Message: "the network's change is recorded and could not be put in force yet: it is as soon as egress answers; ask again to be sure",
 		}).WithCause(err)
 	}
 	return nil

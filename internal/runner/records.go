@@ -104,19 +104,15 @@ func (e *execution) lastRecords(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, lastRecordsTime)
 	defer cancel()
 	if err := e.r.cfg.Connections.Close(ctx, e.row.SandboxID); err != nil {
-		return fmt.Errorf("the last connections' records could not be read: %w", err)
+		return fmt.Errorf("closing the sandbox's connections: %w", err)
 	}
 	r := newRecordReader(e)
 	if err := r.sync(ctx); err != nil {
 		return err
 	}
 	for {
-		n, err := r.next(ctx, 0)
-		if err != nil {
-			return fmt.Errorf("the last connections' records could not be read: %w", err)
-		}
-		if n == 0 {
-			return nil
+		if n, err := r.next(ctx, 0); err != nil || n == 0 {
+			return err
 		}
 	}
 }

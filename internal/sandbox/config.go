@@ -1,0 +1,84 @@
+package sandbox
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/engine"
+	"github.com/tomblancdev/stromboli/internal/shim"
+)
+
+// Egress gives a sandbox its way out. Add returns when the socket exists or
+// will as soon as egress is back.
+type Egress interface {
+	Add(ctx context.Context, d Door) error
+	Remove(ctx context.Context, id string) error
+}
+
+// Door is a sandbox's registration with egress: who may speak on which socket,
+// and what is behind it.
+type Door struct {
+	ID, RunID string
+	Socket    string
+	Token     string
+	Peer      shim.PeerRule
+	Reach     Reach
+}
+
+// Reach is what egress does for a sandbox.
+type Reach struct {
+	Tenant  string
+	Network stromboli.Network // checked and complete
+}
+
+// CLI finds the agent CLI for an image.
+type CLI interface {
+	// Build returns the host directory that holds the build for libc ("glibc"
+	// or "musl"), and for musl the path of the loader to mount where an image
+	// has none.
+	Build(ctx context.Context, libc string) (dir, loader string, err error)
+}
+
+// Config is what a Manager needs.
+type Config struct {
+	Engine        engine.Engine
+	Info          engine.Info
+	DataDir       string // the server's own; no sandbox gets anything of it but what is made for it
+	Sessions      string // sessions' directories; default: sessions below DataDir
+	Shared        string // sandboxes' directories lie below it; default: DataDir
+	Instance      string // labels this server's containers
+	Shim          string // host path of the shim's binary
+	CLI           CLI
+	Egress        Egress
+	Volumes       []string // allowed roots
+	OrphanTimeout time.Duration
+	// Timezone is the agents' time zone, empty for the image's, and Zoneinfo
+	// its file, for images that have none; empty where the host has none.
+	Timezone string
+	Zoneinfo []byte
+	// HostPath translates a path of this process's to the engine's host's. Nil:
+	// they are the same.
+	HostPath func(string) string
+	// Container: this process is in a container, and the engine outside.
+	Container bool
+	// UserNS gives sandboxes ids of their own on rootful engines, as far as this
+	// host can.
+	UserNS bool
+	// SameMounts: the engine's service sees what this process mounts.
+	SameMounts bool
+	// StageDir holds mount points of sandboxes that are being started. Several
+	// servers may share it. Default: /run/stromboli-mounts.
+	StageDir string
+	// AllowUnenforced lets sandboxes start whose limits have no effect.
+	AllowUnenforced bool
+	// Unjudged lets sandboxes start whatever is in force: for tests on an engine
+	// that isolates nothing.
+	Unjudged bool
+	// DiskLimit is what a sandbox may take of the disk, in bytes; 0: as much as
+	// there is. DiskReserve is the free space below which no new run is started;
+	// negative: what suits the file system.
+	DiskLimit, DiskReserve int64
+	Logger                 *slog.Logger
+}
