@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -98,7 +99,11 @@ func TestIsolation(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(workspace, "go"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, e := range s.events(started.JobID) {
+	events := s.events(started.JobID)
+	if job, err := s.c.Job(s.ctx(), started.JobID); err != nil || job.Status != stromboli.Completed {
+		t.Errorf("the run ended as %s: %s, %v", job.Status, job.Error, err)
+	}
+	for _, e := range events {
 		if bytes.Contains(e.Data, []byte(isolationKey)) {
 			t.Errorf("the event %d of type %s holds the credential", e.Seq, e.Type)
 		}
@@ -281,7 +286,9 @@ func isolationFromOutside(s *server, id string, asked stromboli.PodmanOptions, i
 	}
 	// All processes of the sandbox, and egress.
 	looked := 0
+	var processes []string
 	for _, dir := range isolationProcesses(t, c.PID, s.egressPID()) {
+		processes = append(processes, filepath.Base(dir)+" "+isolationName(dir))
 		for _, name := range []string{"environ", "cmdline"} {
 			data, err := os.ReadFile(filepath.Join(dir, name))
 			if err != nil {
@@ -296,7 +303,7 @@ func isolationFromOutside(s *server, id string, asked stromboli.PodmanOptions, i
 		}
 	}
 	if looked < 6 {
-		t.Errorf("only %d files of processes could be read", looked)
+		t.Errorf("only %d files of processes could be read; the processes of the sandbox %d and egress are %q", looked, c.PID, processes)
 	}
 }
 
@@ -314,11 +321,15 @@ func isolationProcesses(t *testing.T, init int, others ...int) []string {
 	for _, pid := range others {
 		dirs = append(dirs, dir(pid))
 	}
-	all, _ := filepath.Glob("/proc/[0-9]*") // the pattern is valid
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for changed := true; changed; {
 		changed = false
-		for _, d := range all {
-			if slices.Contains(dirs, d) {
+		for _, e := range entries {
+			d := filepath.Join("/proc", e.Name())
+			if _, err := strconv.Atoi(e.Name()); err != nil || slices.Contains(dirs, d) {
 				continue
 			}
 			b, err := os.ReadFile(filepath.Join(d, "stat"))

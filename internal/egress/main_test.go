@@ -69,6 +69,7 @@ type fixture struct {
 	socket string
 	client *http.Client // origin form, as for the model
 	proxy  *http.Client // CONNECT and absolute form
+	read   []stromboli.EgressRecord
 }
 
 func newFixture(t *testing.T, cfg Config, change ...func(*gateway)) *fixture {
