@@ -117,6 +117,8 @@ type Session struct {
 
 	// Alias is the caller's own name of the session, unique in its tenant.
 	Alias string
+	// Title is the beginning of what was asked first, on one line.
+	Title string
 	// Ephemeral: the session ends with its run, and nothing of it is kept.
 	Ephemeral bool
 
@@ -129,11 +131,18 @@ type Session struct {
 	ForkOf      string
 
 	ActiveRun string // id of the run that holds the session, or empty
+	// Deleting: it is gone for everybody but whoever removes what belongs to it.
+	Deleting bool
 
 	// TranscriptVersion counts saved transcripts; a save names the version it
 	// replaces. TranscriptKey is the blob that holds the newest one.
 	TranscriptVersion int64
 	TranscriptKey     string
+
+	// RunCount and CostUSD are of all runs that the session has had, those that
+	// retention has deleted included.
+	RunCount int
+	CostUSD  float64
 
 	// UID and GID are the agent's in the session's last sandbox: the owner of
 	// the files in its home and workspace. Zero before the first.

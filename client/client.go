@@ -90,6 +90,7 @@ type call struct {
 	method, path string
 	query        url.Values
 	body         []byte
+	lines        io.Reader // a body of lines of JSON, which can't be repeated
 	key          string
 	lastID       string
 	accept       string
@@ -115,6 +116,9 @@ func (c *Client) request(ctx context.Context, k call) (*http.Request, error) {
 	if k.body != nil {
 		body = bytes.NewReader(k.body)
 	}
+	if k.lines != nil {
+		body = k.lines
+	}
 	req, err := http.NewRequestWithContext(ctx, k.method, u.String(), body)
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", k.method, k.path, err)
@@ -126,6 +130,9 @@ func (c *Client) request(ctx context.Context, k call) (*http.Request, error) {
 	}
 	if k.body != nil {
 		set("Content-Type", "application/json")
+	}
+	if k.lines != nil {
+		set("Content-Type", "application/jsonl")
 	}
 	set("Accept", k.accept)
 	set("Idempotency-Key", k.key)

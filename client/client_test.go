@@ -28,7 +28,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func serve(t *testing.T, fake *apitest.Fake, addr string) (at string, stop func()) {
 	t.Helper()
 	a, err := api.New(api.Config{
-		Runs: fake, Events: fake, Secrets: &apitest.Vault{}, System: fake, Log: slog.New(slog.DiscardHandler), Drain: 100 * time.Millisecond,
+		Runs: fake, Events: fake, Sessions: &apitest.Shelf{}, Secrets: &apitest.Vault{}, System: fake, Log: slog.New(slog.DiscardHandler), Drain: 100 * time.Millisecond,
 		Retry: 10 * time.Millisecond, Render: func(line []byte) []string { return []string{string(line)} },
 	})
 	if err != nil {

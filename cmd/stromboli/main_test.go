@@ -118,7 +118,7 @@ func TestExitCodes(t *testing.T) {
 func serveFake(t *testing.T, fake *apitest.Fake) string {
 	t.Helper()
 	a, err := api.New(api.Config{
-		Runs: fake, Events: fake, Secrets: &apitest.Vault{}, System: fake, Log: slog.New(slog.DiscardHandler), Drain: 100 * time.Millisecond, Render: claude.AssistantText,
+		Runs: fake, Events: fake, Sessions: &apitest.Shelf{}, Secrets: &apitest.Vault{}, System: fake, Log: slog.New(slog.DiscardHandler), Drain: 100 * time.Millisecond, Render: claude.AssistantText,
 	})
 	must(t, err)
 	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")

@@ -117,14 +117,15 @@ type Version struct {
 	Engine      string   `json:"engine"`
 }
 
-// Config makes an API. Runs, Events, Secrets, System and Log are required; zero
+// Config makes an API. Runs, Events, Sessions, Secrets, System and Log are required; zero
 // durations and sizes get the defaults that their comments name.
 type Config struct {
-	Runs    Runs
-	Events  Events
-	Secrets Secrets
-	System  System
-	Log     *slog.Logger
+	Runs     Runs
+	Events   Events
+	Sessions Sessions
+	Secrets  Secrets
+	System   System
+	Log      *slog.Logger
 
 	// Render returns the lines of the assistant's text in one line of the CLI:
 	// nil for lines without a completed text block. It must be deterministic,
@@ -172,8 +173,8 @@ type API struct {
 
 // New makes an API and starts nothing.
 func New(cfg Config) (*API, error) {
-	if cfg.Runs == nil || cfg.Events == nil || cfg.Secrets == nil || cfg.System == nil || cfg.Log == nil || cfg.Render == nil {
-		return nil, errors.New("api: Runs, Events, Secrets, System, Log and Render are required")
+	if cfg.Runs == nil || cfg.Events == nil || cfg.Sessions == nil || cfg.Secrets == nil || cfg.System == nil || cfg.Log == nil || cfg.Render == nil {
+		return nil, errors.New("api: Runs, Events, Sessions, Secrets, System, Log and Render are required")
 	}
 	if cfg.Visible == nil {
 		cfg.Visible = func([]byte) bool { return true }
@@ -224,6 +225,7 @@ type route struct {
 	pattern string
 	acts    bool // it starts or changes something: foreign pages are refused
 	open    bool // no credentials needed, given ones ignored
+	lines   bool // it takes lines of JSON in place of JSON
 	serve   handler
 }
 
@@ -242,6 +244,13 @@ func (a *API) routes() []route {
 		{pattern: "GET /jobs/{id}/egress", serve: a.jobEgress},
 		{pattern: "PATCH /jobs/{id}/network", acts: true, serve: a.setNetwork},
 		{pattern: "GET /jobs/{id}/stream", serve: a.jobStream},
+		{pattern: "GET /sessions", serve: a.listSessions},
+		{pattern: "POST /sessions/import", acts: true, lines: true, serve: a.importSession},
+		{pattern: "GET /sessions/{id}", serve: a.getSession},
+		{pattern: "DELETE /sessions/{id}", acts: true, serve: a.deleteSession},
+		{pattern: "GET /sessions/{id}/messages", serve: a.listMessages},
+		{pattern: "GET /sessions/{id}/messages/{message_id}", serve: a.getMessage},
+		{pattern: "GET /sessions/{id}/transcript", serve: a.getTranscript},
 		{pattern: "GET /secrets", serve: a.listSecrets},
 		{pattern: "POST /secrets", acts: true, serve: a.createSecret},
 		{pattern: "GET /secrets/{name}", serve: a.getSecret},
@@ -268,7 +277,7 @@ func (a *API) admit(rt route, w http.ResponseWriter, r *http.Request) error {
 		if err := checkOrigin(r); err != nil {
 			return err
 		}
-		if err := a.checkContentType(w, r); err != nil {
+		if err := a.checkContentType(rt, w, r); err != nil {
 			return err
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -138,14 +139,19 @@ func checkOrigin(r *http.Request) error {
 	return nil
 }
 
-// checkContentType refuses a non-empty body that isn't declared as JSON: the
-// types that a page may send without asking first are all others.
-func (a *API) checkContentType(w http.ResponseWriter, r *http.Request) error {
+// checkContentType refuses a non-empty body that isn't declared as what the
+// route takes, JSON or lines of JSON: the types that a page may send without
+// asking first are all others.
+func (a *API) checkContentType(rt route, w http.ResponseWriter, r *http.Request) error {
 	if r.ContentLength == 0 || r.Body == nil || r.Body == http.NoBody {
 		return nil
 	}
+	takes := []string{"application/json"}
+	if rt.lines {
+		takes = []string{"application/jsonl", "application/x-ndjson", "application/octet-stream"}
+	}
 	if types := r.Header.Values("Content-Type"); len(types) == 1 {
-		if t, _, err := mime.ParseMediaType(types[0]); err == nil && t == "application/json" {
+		if t, _, err := mime.ParseMediaType(types[0]); err == nil && slices.Contains(takes, t) {
 			return nil
 		}
 	}
@@ -155,6 +161,9 @@ func (a *API) checkContentType(w http.ResponseWriter, r *http.Request) error {
 			r.Body = http.NoBody
 			return nil
 		}
+	}
+	if rt.lines {
+		return stromboli.Errorf(stromboli.NotJSON, "the body must be lines of JSON, with Content-Type: %s", takes[0])
 	}
 	return stromboli.Errorf(stromboli.NotJSON, "the body must be JSON, with Content-Type: application/json")
 }

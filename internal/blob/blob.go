@@ -189,6 +189,27 @@ func (d *Dir) Delete(_ context.Context, key string) error {
 	return classify("delete", key, syncDir(d.root, dir))
 }
 
+// DeleteAll removes every blob whose key begins with prefix and a slash;
+// durable on return. That there are none is success.
+func (d *Dir) DeleteAll(_ context.Context, prefix string) error {
+	if err := checkKey(prefix); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	fi, err := d.root.Lstat(prefix)
+	if isMissing(err) || (err == nil && !fi.IsDir()) {
+		return nil
+	}
+	if err == nil {
+		err = d.root.RemoveAll(prefix)
+	}
+	if err != nil {
+		return classify("delete all of", prefix, err)
+	}
+	return classify("delete all of", prefix, syncDir(d.root, path.Dir(prefix)))
+}
+
 func syncDir(root *os.Root, name string) error {
 	f, err := root.Open(name)
 	if err != nil {

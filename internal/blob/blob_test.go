@@ -110,6 +110,33 @@ func TestPutGetDelete(t *testing.T) {
 	}
 }
 
+func TestDeleteAll(t *testing.T) {
+	d := open(t, t.TempDir())
+	put(t, d, "a/b/one", "1")
+	put(t, d, "a/b/c/two", "2")
+	put(t, d, "a/bb", "3")
+	put(t, d, "x", "4")
+	for range 2 {
+		if err := d.DeleteAll(t.Context(), "a/b"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, key := range []string{"a/b/one", "a/b/c/two"} {
+		if ok, err := d.Exists(t.Context(), key); ok || err != nil {
+			t.Errorf("%s: %v, %v", key, ok, err)
+		}
+	}
+	// A blob is not all of what lies below its key.
+	if err := d.DeleteAll(t.Context(), "x"); err != nil || get(t, d, "x") != "4" || get(t, d, "a/bb") != "3" {
+		t.Error(err)
+	}
+	for _, prefix := range []string{"", ".", "..", "a/../x", "/"} {
+		if err := d.DeleteAll(t.Context(), prefix); !errors.Is(err, stromboli.Invalid) {
+			t.Errorf("%q: %v", prefix, err)
+		}
+	}
+}
+
 func TestKeys(t *testing.T) {
 	d := open(t, t.TempDir())
 	long := strings.Repeat("x", 201)

@@ -120,3 +120,18 @@ func (l faultyLog) Append(ctx context.Context, id string, epoch int64, events []
 	events, err := l.Log.Append(context.WithoutCancel(ctx), id, epoch, events)
 	return events, l.f.end("append", err)
 }
+
+func (f *faults) DeleteSession(ctx context.Context, tenant, name string) (stromboli.Session, error) {
+	if err := f.begin("delete session"); err != nil {
+		return stromboli.Session{}, err
+	}
+	s, err := f.Store.DeleteSession(ctx, tenant, name)
+	return s, f.end("delete session", err)
+}
+
+func (f *faults) ForgetSession(ctx context.Context, id string) error {
+	if err := f.begin("forget session"); err != nil {
+		return err
+	}
+	return f.end("forget session", f.Store.ForgetSession(ctx, id))
+}

@@ -160,7 +160,7 @@ func (e *execution) saveTranscript(ctx context.Context, f *stromboli.RunFinish) 
 		f.Session.CLISessionID = id
 	}
 	home := e.r.cfg.Sandboxes.Home(session.ID, f.Session.UID, f.Session.GID)
-	key := fmt.Sprintf("transcripts/%s/%d-%s.jsonl", session.ID, session.TranscriptVersion+1, e.id)
+	key := transcriptKey(session.ID, session.TranscriptVersion+1, e.id)
 	var unreadable error
 	err = e.persist(ctx, func() error {
 		var src io.ReadCloser

@@ -26,6 +26,11 @@ type Store interface {
 	EgressRecords(ctx context.Context, runID string, after int64, limit int) ([]stromboli.EgressRecord, error)
 	FinishRun(ctx context.Context, id string, epoch int64, f stromboli.RunFinish) ([]stromboli.Event, error)
 	GetSession(ctx context.Context, tenant, id string) (stromboli.Session, error)
+	ListSessions(ctx context.Context, f stromboli.SessionFilter) (list []stromboli.Session, next string, err error)
+	CreateSession(ctx context.Context, s stromboli.Session) error
+	DeleteSession(ctx context.Context, tenant, name string) (stromboli.Session, error)
+	DeletedSessions(ctx context.Context) ([]stromboli.Session, error)
+	ForgetSession(ctx context.Context, id string) error
 }
 
 // Log is the event log of runs. Append is durable on return and skips lines
@@ -67,6 +72,8 @@ type Blobs interface {
 	Put(ctx context.Context, key string, r io.Reader) (int64, error)
 	Get(ctx context.Context, key string) (io.ReadCloser, error)
 	Delete(ctx context.Context, key string) error
+	// DeleteAll removes every blob below a key.
+	DeleteAll(ctx context.Context, prefix string) error
 }
 
 // Model is the model's endpoint as runs see it.

@@ -67,6 +67,10 @@ type Runner struct {
 	pending    int // rows that wait for a slot, or are about to
 	slots      int // slots in use
 	draining   bool
+
+	// removing is held while a deleted session is removed: whoever comes second
+	// finds nothing left to do.
+	removing sync.Mutex
 }
 
 // New returns a Runner that does nothing before Run.
@@ -136,6 +140,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	if r.sweep != nil {
 		r.executions.Go(func() { r.sweep(r.base) })
 	}
+	r.executions.Go(func() { r.removeDeleted(r.base) })
 	r.mu.Unlock()
 
 	for {

@@ -112,21 +112,18 @@ func session(s stromboli.Submission, workspace string, n *stromboli.NewRun) {
 		id = uuid.NewString()
 	}
 	n.Run.SessionID = id
-	n.CreateSession = &stromboli.Session{ID: id, CLISessionID: id, Ephemeral: o.NoPersistence}
+	n.CreateSession = &stromboli.Session{ID: id, CLISessionID: id, Ephemeral: o.NoPersistence, Title: claude.SessionTitle(s.Spec)}
 }
 
 // create inserts the run with a slot of its own when one is free and nobody
 // waits for it, else as pending.
 func (r *Runner) create(ctx context.Context, n stromboli.NewRun, checked sandbox.Plan) (stromboli.Run, bool, error) {
-	r.mu.Lock()
-	if r.draining {
-		r.mu.Unlock()
-		return stromboli.Run{}, false, &stromboli.Error{
-			Code: stromboli.Draining, Message: "the server is about to stop and takes no new runs", RetryAfter: 5 * time.Second,
-		}
+	done, err := r.enter()
+	if err != nil {
+		return stromboli.Run{}, false, err
 	}
-	r.executions.Add(1) // Run waits for what is being written here
-	defer r.executions.Done()
+	defer done()
+	r.mu.Lock()
 	direct := r.slots < r.cfg.MaxRunning && r.pending == 0
 	if direct {
 		r.slots++
@@ -167,6 +164,19 @@ func (r *Runner) create(ctx context.Context, n stromboli.NewRun, checked sandbox
 		r.poke()
 	}
 	return run, false, nil
+}
+
+// enter lets a change begin that Run waits for; the caller ends it by done.
+func (r *Runner) enter() (done func(), err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.draining {
+		return nil, &stromboli.Error{
+			Code: stromboli.Draining, Message: "the server is about to stop and takes nothing new", RetryAfter: 5 * time.Second,
+		}
+	}
+	r.executions.Add(1)
+	return r.executions.Done, nil
 }
 
 // createdEvents are a run's first events.

@@ -16,6 +16,8 @@ func (s *Store) claimSession(t *tx, in *newRun) error {
 		return errNoSession(in.name())
 	case !exists:
 		return s.makeSession(t, in, stromboli.Session{})
+	case have.Deleting && have.Tenant == in.Run.Tenant:
+		return errDeleting(have.ID)
 	case !in.resumes():
 		return stromboli.Errorf(stromboli.SessionExists, "session %s exists already: set resume to go on with it", in.name())
 	case have.Tenant != in.Run.Tenant:
@@ -43,7 +45,7 @@ func (in *newRun) find(t *tx) (stromboli.Session, bool, error) {
 	case in.Continue != "":
 		// A session that ended without a conversation has nothing to continue.
 		return t.session(`JOIN session_workspaces w ON w.session = s.id AND w.tenant = s.tenant
-			WHERE w.tenant = ? AND w.workspace = ? AND s.ephemeral = 0 AND (s.transcript_key <> '' OR s.active_run <> '')
+			WHERE w.tenant = ? AND w.workspace = ? AND s.ephemeral = 0 AND s.deleted_at = 0 AND (s.transcript_key <> '' OR s.active_run <> '')
 			ORDER BY w.run DESC LIMIT 1`, in.Run.Tenant, in.Continue)
 	case in.SessionAlias != "":
 		return t.session(`WHERE s.tenant = ? AND s.alias = ?`, in.Run.Tenant, in.SessionAlias)
@@ -88,7 +90,7 @@ func (s *Store) makeSession(t *tx, in *newRun, source stromboli.Session) error {
 	r.SessionAlias = made.Alias
 	now := s.millis(r.CreatedAt)
 	_, err := t.exec(`INSERT INTO sessions (id, tenant, created_by, cli_session_id, alias, ephemeral, forked_from, fork_pending, active_run,
-		uid, gid, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		r.SessionID, r.Tenant, r.CreatedBy, made.CLISessionID, alias, made.Ephemeral, source.ID, in.Fork, r.ID, made.UID, made.GID, now, now)
+		uid, gid, title, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		r.SessionID, r.Tenant, r.CreatedBy, made.CLISessionID, alias, made.Ephemeral, source.ID, in.Fork, r.ID, made.UID, made.GID, made.Title, now, now)
 	return err
 }

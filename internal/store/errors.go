@@ -102,6 +102,10 @@ func errNoSession(id string) error {
 	return stromboli.Errorf(stromboli.NotFound, "there is no session %q", id)
 }
 
+func errDeleting(id string) error {
+	return stromboli.Errorf(stromboli.SessionBusy, "session %s is being deleted; try again in a moment", id)
+}
+
 func errEnded(id string, status stromboli.Status) error {
 	return stromboli.Errorf(stromboli.Conflict, "run %s has already ended (%s)", id, status)
 }

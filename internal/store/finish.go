@@ -61,6 +61,11 @@ func (s *Store) finish(t *tx, h head, outcome stromboli.Outcome, events []stromb
 		string(outcome.Status), now, now, h.n); err != nil {
 		return nil, err
 	}
+	if outcome.Usage != nil {
+		if _, err := t.exec(`UPDATE sessions SET cost_usd = cost_usd + ? WHERE id = ?`, outcome.Usage.EstimatedCostUSD, h.session); err != nil {
+			return nil, err
+		}
+	}
 	return stored, t.freeSession(h.id, h.session, now)
 }
 

@@ -74,7 +74,12 @@ func (s *Store) DeleteFinishedRuns(ctx context.Context, before time.Time, limit 
 	if err != nil {
 		return 0, s.classify("delete runs", err)
 	}
-	runs, err := collect(rows, func(sc scanner) (n int64, err error) { return n, sc.Scan(&n) })
+	return s.deleteRuns(ctx, rows)
+}
+
+// deleteRuns deletes the runs whose numbers are given, one after the other.
+func (s *Store) deleteRuns(ctx context.Context, numbers *sql.Rows) (int, error) {
+	runs, err := collect(numbers, func(sc scanner) (n int64, err error) { return n, sc.Scan(&n) })
 	if err != nil {
 		return 0, s.classify("delete runs", err)
 	}

@@ -10,21 +10,24 @@ import (
 
 // selectSession reads whole sessions, in the order of scanSession.
 const selectSession = `SELECT s.id, s.tenant, s.created_by, s.cli_session_id, coalesce(s.alias, ''), s.ephemeral, s.forked_from,
-	s.fork_pending, s.fork_of, s.active_run, s.transcript_version, s.transcript_key, s.uid, s.gid, s.created_at, s.updated_at FROM sessions s `
+	s.fork_pending, s.fork_of, s.active_run, s.transcript_version, s.transcript_key, s.uid, s.gid, s.created_at, s.updated_at,
+	s.title, s.run_count, s.cost_usd, s.deleted_at FROM sessions s `
 
 func scanSession(sc scanner) (out stromboli.Session, err error) {
-	var created, updated int64
+	var created, updated, deleted int64
 	err = sc.Scan(&out.ID, &out.Tenant, &out.CreatedBy, &out.CLISessionID, &out.Alias, &out.Ephemeral, &out.ForkedFrom,
-		&out.ForkPending, &out.ForkOf, &out.ActiveRun, &out.TranscriptVersion, &out.TranscriptKey, &out.UID, &out.GID, &created, &updated)
+		&out.ForkPending, &out.ForkOf, &out.ActiveRun, &out.TranscriptVersion, &out.TranscriptKey, &out.UID, &out.GID, &created, &updated,
+		&out.Title, &out.RunCount, &out.CostUSD, &deleted)
+	out.Deleting = deleted > 0
 	out.CreatedAt, out.UpdatedAt = fromMillis(created), fromMillis(updated)
 	return out, err
 }
 
 // GetSession returns the session with an id or, if there is none, with an
-// alias; NotFound where it is missing or another tenant's.
+// alias; NotFound where it is missing, being deleted, or another tenant's.
 func (s *Store) GetSession(ctx context.Context, tenant, name string) (stromboli.Session, error) {
 	out, err := scanSession(s.readDB.QueryRowContext(ctx,
-		selectSession+`WHERE s.tenant = ? AND (s.id = ? OR s.alias = ?) ORDER BY s.id = ? DESC LIMIT 1`, tenant, name, name, name))
+		selectSession+`WHERE s.tenant = ? AND (s.id = ? OR s.alias = ?) AND s.deleted_at = 0 ORDER BY s.id = ? DESC LIMIT 1`, tenant, name, name, name))
 	if errors.Is(err, sql.ErrNoRows) {
 		return stromboli.Session{}, errNoSession(name)
 	}

@@ -145,7 +145,7 @@ func testFinish(t *testing.T, f *fixture) {
 	s, err := f.GetSession(t.Context(), run.Tenant, run.SessionID)
 	wantSession := stromboli.Session{
 		ID: run.SessionID, Tenant: run.Tenant, CreatedBy: "test", CLISessionID: "cli", TranscriptVersion: 1, TranscriptKey: "t1",
-		UID: 7, GID: 8, CreatedAt: run.CreatedAt, UpdatedAt: f.clock.Now(),
+		RunCount: 1, UID: 7, GID: 8, CreatedAt: run.CreatedAt, UpdatedAt: f.clock.Now(),
 	}
 	if d := cmp.Diff(wantSession, s); d != "" || err != nil {
 		t.Errorf("session, %v (-want +got):\n%s", err, d)

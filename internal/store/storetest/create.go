@@ -44,7 +44,7 @@ func testCreate(t *testing.T, f *fixture) {
 	}
 	wantSession := stromboli.Session{
 		ID: in.Run.SessionID, Tenant: in.Run.Tenant, CreatedBy: "test", CLISessionID: in.Run.SessionID,
-		ActiveRun: in.Run.ID, CreatedAt: f.clock.Now(), UpdatedAt: f.clock.Now(),
+		ActiveRun: in.Run.ID, RunCount: 1, CreatedAt: f.clock.Now(), UpdatedAt: f.clock.Now(),
 	}
 	if d := cmp.Diff(wantSession, s); d != "" {
 		t.Errorf("session (-want +got):\n%s", d)

@@ -196,7 +196,7 @@ func testFork(t *testing.T, f *fixture) {
 	got := f.session(t, one.SessionID)
 	want := stromboli.Session{
 		ID: one.SessionID, Tenant: one.Tenant, CreatedBy: "test", CLISessionID: one.SessionID, ForkedFrom: source.SessionID, ForkPending: true,
-		ActiveRun: one.ID, UID: 7, GID: 8, CreatedAt: f.clock.Now(), UpdatedAt: f.clock.Now(),
+		ActiveRun: one.ID, RunCount: 1, UID: 7, GID: 8, CreatedAt: f.clock.Now(), UpdatedAt: f.clock.Now(),
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("fork (-want +got):\n%s", d)

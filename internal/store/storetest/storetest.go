@@ -43,6 +43,11 @@ type Store interface {
 	OnCommit(fn func(runID string, events []stromboli.Event))
 
 	GetSession(ctx context.Context, tenant, id string) (stromboli.Session, error)
+	ListSessions(ctx context.Context, f stromboli.SessionFilter) (list []stromboli.Session, next string, err error)
+	CreateSession(ctx context.Context, s stromboli.Session) error
+	DeleteSession(ctx context.Context, tenant, name string) (stromboli.Session, error)
+	DeletedSessions(ctx context.Context) ([]stromboli.Session, error)
+	ForgetSession(ctx context.Context, id string) error
 	SaveTranscript(ctx context.Context, sessionID string, expectVersion int64, key string) error
 
 	DeleteExpiredIdempotency(ctx context.Context) (int, error)
@@ -72,6 +77,9 @@ func Run(t *testing.T, open func(t *testing.T, clock *Clock) Store) {
 		"sessions":         testSessions,
 		"aliases":          testAliases,
 		"alias race":       testAliasRace,
+		"session list":     testSessionList,
+		"session create":   testSessionCreate,
+		"session delete":   testSessionDelete,
 		"continue":         testContinue,
 		"fork":             testFork,
 		"ephemeral":        testEphemeral,
