@@ -94,6 +94,14 @@ lint: ## check style and look for common mistakes
 fmt: ## format the code
 	@"$(GOLANGCI)" fmt $(PKG)
 
+.PHONY: api-check
+api-check: ## check that the API's documents are taken by generators and break no client of the last release
+	@scripts/api-check.sh
+
+.PHONY: docs-swagger
+docs-swagger: ## write the API's documents anew, from its routes and types
+	@go test ./internal/api -run '^TestDocuments$$' -update
+
 .PHONY: fuzz
 fuzz: build ## run each fuzz target for FUZZTIME (10s), as many at a time as there are CPUs
 	@scripts/fuzz.sh $(FUZZTIME) $(PKG)

@@ -60,6 +60,7 @@ func (s *server) sendBody(t *testing.T, method, path string, body io.Reader, hea
 	if err != nil {
 		t.Fatalf("%s %s: reading the answer: %v", method, path, err)
 	}
+	suite.contract.judge(t, req, resp.StatusCode, resp.Header.Get("Content-Type"), b)
 	return apiAnswer{resp.StatusCode, resp.Header, b, time.Since(begin)}
 }
 

@@ -119,6 +119,11 @@ func (c canaryTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	if as := resp.Header.Get("Content-Type"); as == "application/json" && r.Method != http.MethodHead {
+		resp.Body = &judgedBody{ReadCloser: resp.Body, t: c.t, answer: resp}
+	} else {
+		suite.contract.judge(c.t, r, resp.StatusCode, as, nil)
+	}
 	body := &canaryBody{ReadCloser: resp.Body, t: c.t, what: r.Method + " " + r.URL.Path}
 	_ = resp.Header.Write(&body.w)
 	resp.Body = body

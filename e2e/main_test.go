@@ -25,6 +25,7 @@ type shared struct {
 	image    string
 	engine   *podman.Client
 	rootless bool
+	contract *contract
 }
 
 var suite shared //nolint:gochecknoglobals // set once by TestMain
@@ -87,7 +88,8 @@ func (s *shared) open(ctx context.Context) error {
 		return fmt.Errorf("the agent image: %w", err)
 	}
 	s.image = image.Name
-	return nil
+	s.contract, err = newContract()
+	return err
 }
 
 func (s *shared) close() {

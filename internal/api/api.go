@@ -259,6 +259,11 @@ func (a *API) routes() []route {
 		{pattern: "GET /livez", open: true, serve: a.livez},
 		{pattern: "GET /readyz", open: true, serve: a.readyz},
 		{pattern: "GET /version", serve: a.version},
+		{pattern: "GET /openapi.json", open: true, serve: a.serveDocument("openapi.json", "application/json")},
+		{pattern: "GET /openapi.yaml", open: true, serve: a.serveDocument("openapi.yaml", "application/yaml")},
+		{pattern: "GET /swagger/doc.json", open: true, serve: a.serveDocument("swagger.json", "application/json")},
+		{pattern: "GET /docs", open: true, serve: a.docsPage},
+		{pattern: "GET /docs/{file}", open: true, serve: a.docsAsset},
 		{pattern: "GET /claude/status", serve: a.claudeStatus},
 	}
 }

@@ -143,14 +143,19 @@ func (a *API) answer(w http.ResponseWriter, r *http.Request, status int, v any) 
 	}
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
-	h.Set("Content-Length", strconv.Itoa(len(b)))
 	h.Set("Cache-Control", "no-store")
+	a.send(w, r, status, b)
+}
+
+// send writes a whole body, whose type is set, with a fresh deadline.
+func (a *API) send(w http.ResponseWriter, r *http.Request, status int, body []byte) {
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	a.extendWrite(w)
 	w.WriteHeader(status)
 	if r.Method == http.MethodHead {
 		return
 	}
-	if _, err := w.Write(b); err != nil { //nolint:gosec // JSON, and the type says so
+	if _, err := w.Write(body); err != nil { //nolint:gosec // no HTML but our own, and the type says so
 		a.log.DebugContext(r.Context(), "write an answer", "request_id", requestID(r), "err", err)
 	}
 }

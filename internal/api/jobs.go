@@ -125,6 +125,12 @@ func (a *API) jobAttestation(w http.ResponseWriter, r *http.Request, p stromboli
 	return nil
 }
 
+// jobCancelled is the answer to the wish to end a run.
+type jobCancelled struct {
+	JobID     string `json:"job_id"`
+	Cancelled bool   `json:"cancelled"`
+}
+
 func (a *API) cancelJob(w http.ResponseWriter, r *http.Request, p stromboli.Principal) error {
 	id, err := runID(r)
 	if err != nil {
@@ -136,9 +142,6 @@ func (a *API) cancelJob(w http.ResponseWriter, r *http.Request, p stromboli.Prin
 	if err != nil {
 		return err
 	}
-	a.answer(w, r, http.StatusOK, struct {
-		JobID     string `json:"job_id"`
-		Cancelled bool   `json:"cancelled"`
-	}{stromboli.JobID(run.ID), true})
+	a.answer(w, r, http.StatusOK, jobCancelled{stromboli.JobID(run.ID), true})
 	return nil
 }

@@ -18,6 +18,10 @@ func secretOf(s stromboli.Secret) secretBody {
 	return secretBody{ID: s.ID, Name: s.Name, CreatedAt: s.CreatedAt.UTC()}
 }
 
+type secretList struct {
+	Secrets []secretBody `json:"secrets"`
+}
+
 // secretDone is the answer to what changes secrets.
 type secretDone struct {
 	Success bool   `json:"success"`
@@ -29,9 +33,7 @@ func (a *API) listSecrets(w http.ResponseWriter, r *http.Request, p stromboli.Pr
 	if err != nil {
 		return err
 	}
-	list := struct {
-		Secrets []secretBody `json:"secrets"`
-	}{make([]secretBody, 0, len(secrets))}
+	list := secretList{make([]secretBody, 0, len(secrets))}
 	for _, s := range secrets {
 		list.Secrets = append(list.Secrets, secretOf(s))
 	}

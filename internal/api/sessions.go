@@ -68,6 +68,25 @@ type sessionList[T any] struct {
 	HasMore    bool   `json:"has_more"`
 }
 
+// sessionDeleted is the answer of DELETE /sessions/{id}.
+type sessionDeleted struct {
+	Success   bool   `json:"success"`
+	SessionID string `json:"session_id"`
+}
+
+// messageList is a page of a conversation, oldest first.
+type messageList struct {
+	Messages []stromboli.Message `json:"messages"`
+	Total    int                 `json:"total"` // of the whole conversation
+	Offset   int64               `json:"offset"`
+	Limit    int64               `json:"limit"`
+	HasMore  bool                `json:"has_more"`
+}
+
+type messageAnswer struct {
+	Message stromboli.Message `json:"message"`
+}
+
 func (a *API) listSessions(w http.ResponseWriter, r *http.Request, p stromboli.Principal) error {
 	q, err := query(r)
 	if err != nil {
@@ -135,10 +154,7 @@ func (a *API) deleteSession(w http.ResponseWriter, r *http.Request, p stromboli.
 	if err != nil {
 		return err
 	}
-	a.answer(w, r, http.StatusOK, struct {
-		Success   bool   `json:"success"`
-		SessionID string `json:"session_id"`
-	}{true, s.ID})
+	a.answer(w, r, http.StatusOK, sessionDeleted{true, s.ID})
 	return nil
 }
 
@@ -159,13 +175,7 @@ func (a *API) listMessages(w http.ResponseWriter, r *http.Request, p stromboli.P
 	if err != nil {
 		return err
 	}
-	a.answer(w, r, http.StatusOK, struct {
-		Messages []stromboli.Message `json:"messages"`
-		Total    int                 `json:"total"`
-		Offset   int64               `json:"offset"`
-		Limit    int64               `json:"limit"`
-		HasMore  bool                `json:"has_more"`
-	}{page.Messages, page.Total, offset, limit, int(offset)+len(page.Messages) < page.Total})
+	a.answer(w, r, http.StatusOK, messageList{page.Messages, page.Total, offset, limit, int(offset)+len(page.Messages) < page.Total})
 	return nil
 }
 
@@ -174,9 +184,7 @@ func (a *API) getMessage(w http.ResponseWriter, r *http.Request, p stromboli.Pri
 	if err != nil {
 		return err
 	}
-	a.answer(w, r, http.StatusOK, struct {
-		Message stromboli.Message `json:"message"`
-	}{m})
+	a.answer(w, r, http.StatusOK, messageAnswer{m})
 	return nil
 }
 
