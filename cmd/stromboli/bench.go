@@ -113,6 +113,11 @@ func (c benchCommand) Run(ctx context.Context, p process) (err error) {
 		return err
 	}
 	figures = append(figures, network...)
+	reads, err := c.reads(ctx, rig, engine, p)
+	if err != nil {
+		return err
+	}
+	figures = append(figures, reads...)
 	printFigures(p.stdout, figures)
 	return writeFigures(c.Out, figures)
 }

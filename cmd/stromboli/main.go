@@ -72,6 +72,7 @@ type commands struct {
 	Bench   benchCommand      `cmd:"" help:"Measure the start of a run against the bare CLI and podman run."`
 	Version versionCommand    `cmd:"" help:"Print the version."`
 	Probe   benchProbeCommand `cmd:"" hidden:"" name:"bench-probe" help:"Measure a source over the network; used by bench."`
+	Bare    benchBareCommand  `cmd:"" hidden:"" name:"bench-bare" help:"Answer every request with one text; used by bench."`
 	Egress  egressCommand     `cmd:"" hidden:"" help:"The network side of the sandboxes; started by serve."`
 }
 

@@ -291,7 +291,7 @@ func (s *server) open(ctx context.Context) error {
 		BackgroundWait: s.cfg.Runs.BackgroundWait, Timezone: zone, Logger: s.log,
 	})
 	s.api, err = api.New(api.Config{
-		Runs: s.runner, Events: log, Sessions: s.runner, Secrets: s.vault, System: &system{s}, Log: s.log, Render: claude.AssistantText, Visible: claude.Visible,
+		Runs: s.runner, Events: log, Sessions: s.runner, Secrets: s.vault, System: &system{s: s}, Log: s.log, Render: claude.AssistantText, Visible: claude.Visible,
 		AllowedHosts: s.cfg.Server.AllowedHosts, MaxBody: s.cfg.Server.MaxBody,
 		MaxConnections: s.maxConnections(), MaxPerAddress: s.cfg.Server.MaxPerAddress,
 	})

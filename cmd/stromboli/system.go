@@ -8,9 +8,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/singleflight"
 
 	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/api"
@@ -35,10 +39,41 @@ func capabilities() []string {
 func unsupported() []string { return []string{"bedrock", "vertex"} }
 
 // system tells of the server's parts.
-type system struct{ s *server }
+type system struct {
+	s *server
 
-// Health looks at each part.
+	looks singleflight.Group
+	last  atomic.Pointer[look] // the newest that found all well
+}
+
+// look is what was found, and when it was begun.
+type look struct {
+	parts []api.Component
+	at    time.Time
+}
+
+// lookAgain is how long parts that were well are taken to be so: however many
+// ask for the server's health, the engine is asked four times a second.
+const lookAgain = 250 * time.Millisecond
+
+// Health tells of each part, as it was a quarter of a second ago at most. Who asks
+// while somebody looks gets what that one finds; a fault is looked at again.
 func (y *system) Health(ctx context.Context) []api.Component {
+	if l := y.last.Load(); l != nil && time.Since(l.at) < lookAgain {
+		return l.parts
+	}
+	v, _, _ := y.looks.Do("", func() (any, error) {
+		l := &look{at: time.Now(), parts: y.look(context.WithoutCancel(ctx))}
+		if !slices.ContainsFunc(l.parts, func(c api.Component) bool { return c.Error != "" }) {
+			y.last.Store(l)
+		}
+		return l.parts, nil
+	})
+	return v.([]api.Component)
+}
+
+// look looks at each part.
+func (y *system) look(ctx context.Context) []api.Component {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
 	parts := []struct {
