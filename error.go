@@ -15,7 +15,10 @@ type Code string
 const (
 	Invalid         Code = "invalid_request"       // 400
 	NotSupported    Code = "not_supported"         // 400
+	Unauthenticated Code = "unauthenticated"       // 401
 	Forbidden       Code = "forbidden"             // 403
+	ScopeMissing    Code = "insufficient_scope"    // 403
+	AuthRequired    Code = "auth_required"         // 403
 	NotFound        Code = "not_found"             // 404
 	Conflict        Code = "conflict"              // 409
 	SessionBusy     Code = "session_busy"          // 409
@@ -25,6 +28,7 @@ const (
 	NotJSON         Code = "unsupported_media"     // 415
 	UnknownHost     Code = "unknown_host"          // 421
 	QueueFull       Code = "queue_full"            // 429
+	RateLimited     Code = "rate_limited"          // 429
 	Internal        Code = "internal"              // 500
 	NotConfigured   Code = "not_configured"        // 503
 	EngineDown      Code = "engine_down"           // 503

@@ -12,10 +12,3 @@ package stromboli
 
 // DefaultTenant owns everything while no token names another tenant.
 const DefaultTenant = "default"
-
-// Principal is whoever asks: its tenant bounds what it sees, its name is a
-// label in records.
-type Principal struct {
-	Tenant string
-	Name   string
-}

@@ -80,6 +80,7 @@ func mayInTests() map[string][]string {
 		"internal/claude":            {"internal/modelstub"},
 		"internal/sandbox":           {"internal/engine/enginetest", "internal/engine/podman"},
 		"internal/secret":            {"internal/store"},
+		"internal/auth":              {"internal/store"},
 		"internal/runner":            {"internal/secret", "internal/store", "internal/eventlog", "internal/blob", "internal/engine", "internal/engine/enginetest"},
 		// Bad input is judged in tests by those who judge it in the server.
 		"internal/api": {"internal/api/apitest", "internal/claude", "internal/policy"},

@@ -33,3 +33,6 @@ func (s *Store) Plan(ctx context.Context, f stromboli.RunFilter) ([]string, erro
 		return detail, err
 	})
 }
+
+// SetMaxGrants changes how many logins an API token may have.
+func (s *Store) SetMaxGrants(n int64) { s.maxGrants = n }

@@ -61,6 +61,8 @@ type Store struct {
 	path string
 	now  func() time.Time
 
+	maxGrants int64
+
 	writeDB *sql.DB // one connection, the writer goroutine's
 	readDB  *sql.DB
 
@@ -92,8 +94,11 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	s := &Store{
-		path:    path,
-		now:     cfg.Now,
+		path: path,
+		now:  cfg.Now,
+
+		maxGrants: maxGrants,
+
 		ops:     make(chan *op, maxBatch),
 		quit:    make(chan struct{}),
 		stopped: make(chan struct{}),

@@ -34,6 +34,11 @@ type Store interface {
 	DeleteSecret(ctx context.Context, tenant, name string) error
 	OtherlySealed(ctx context.Context, keyID string, limit int) ([]stromboli.SealedSecret, error)
 	ReplaceBox(ctx context.Context, s stromboli.SealedSecret, keyID string, box []byte) error
+	CreateGrant(ctx context.Context, g stromboli.Grant) error
+	GetGrant(ctx context.Context, id string) (stromboli.Grant, error)
+	RotateGrant(ctx context.Context, id, from, to string, expires time.Time) (bool, error)
+	RevokeGrant(ctx context.Context, id string, expires time.Time) error
+	DeleteExpiredGrants(ctx context.Context) (int, error)
 	EgressRecords(ctx context.Context, runID string, after int64, limit int) ([]stromboli.EgressRecord, error)
 
 	AppendEvents(ctx context.Context, runID string, epoch int64, events []stromboli.Event) ([]stromboli.Event, error)
@@ -97,6 +102,8 @@ func Run(t *testing.T, open func(t *testing.T, clock *Clock) Store) {
 		"network":          testNetwork,
 		"attestation":      testAttestation,
 		"secrets":          testSecretRows,
+		"grants":           testGrants,
+		"grant race":       testGrantRace,
 		"cancel pending":   testCancelPending,
 		"cancel running":   testCancelRunning,
 		"finish":           testFinish,
