@@ -19,7 +19,7 @@ type Scopes uint8
 
 // The scopes.
 const (
-	ScopeRun   Scopes = 1 << iota // start, change and end runs
+	ScopeRun   Scopes = 1 << iota // start, change and end runs; make and delete sessions
 	ScopeRead                     // look at what there is
 	ScopeAdmin                    // keep what runs are given: secrets
 	AllScopes  = ScopeRun | ScopeRead | ScopeAdmin

@@ -233,13 +233,22 @@ func (b *backoff) wait(ctx context.Context, cause error, atLeast time.Duration) 
 func (b *backoff) reset() { b.since = time.Time{} }
 
 // passing reports whether an error may go away by itself: everything that is
-// not an answer, and the answer of a server that is stopping.
+// not an answer, and the answers of a server that is stopping or is asked too
+// often.
 func passing(err error) bool {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return false
 	}
 	if e, ok := errors.AsType[*stromboli.Error](err); ok {
-		return e.Code == stromboli.Draining
+		return e.Code == stromboli.Draining || e.Code == stromboli.RateLimited
 	}
 	return true
+}
+
+// pauseOf is how long the server asks to be left alone.
+func pauseOf(err error) time.Duration {
+	if e, ok := errors.AsType[*stromboli.Error](err); ok && e.Code == stromboli.RateLimited {
+		return e.RetryAfter
+	}
+	return 0
 }

@@ -25,12 +25,16 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // serve puts an API in front of the fake and returns its address and its end.
-func serve(t *testing.T, fake *apitest.Fake, addr string) (at string, stop func()) {
+func serve(t *testing.T, fake *apitest.Fake, addr string, change ...func(*api.Config)) (at string, stop func()) {
 	t.Helper()
-	a, err := api.New(api.Config{
+	cfg := api.Config{
 		Runs: fake, Events: fake, Sessions: &apitest.Shelf{}, Secrets: &apitest.Vault{}, System: fake, Log: slog.New(slog.DiscardHandler), Drain: 100 * time.Millisecond,
 		Retry: 10 * time.Millisecond, Render: func(line []byte) []string { return []string{string(line)} },
-	})
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	a, err := api.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -66,7 +66,7 @@ func (c *Client) Run(ctx context.Context, spec stromboli.RunSpec, opts ...Option
 		if err == nil || ctx.Err() != nil || !passing(err) {
 			return job, err
 		}
-		if err := retry.wait(ctx, err, 0); err != nil {
+		if err := retry.wait(ctx, err, pauseOf(err)); err != nil {
 			return Job{}, err
 		}
 	}
@@ -114,7 +114,7 @@ func (c *Client) RunAsync(ctx context.Context, spec stromboli.RunSpec, opts ...O
 		if err == nil || ctx.Err() != nil || !passing(err) {
 			return s, err
 		}
-		if err := retry.wait(ctx, err, 0); err != nil {
+		if err := retry.wait(ctx, err, pauseOf(err)); err != nil {
 			return s, err
 		}
 	}

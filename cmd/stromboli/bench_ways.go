@@ -130,7 +130,8 @@ func startBenchServer(ctx context.Context, rig *benchRig, engine *podman.Client,
 	s.cmd = exec.CommandContext(ctx, self, "serve")
 	s.cmd.Env = append(p.environ[:len(p.environ):len(p.environ)],
 		"STROMBOLI_DATA_DIR="+s.data, "STROMBOLI_SERVER_ADDRESS=127.0.0.1:0", "CONTAINER_HOST=unix://"+engine.Socket(),
-		"ANTHROPIC_API_KEY=bench", "ANTHROPIC_BASE_URL="+rig.model, "STROMBOLI_LOG_LEVEL=warn")
+		"ANTHROPIC_API_KEY=bench", "ANTHROPIC_BASE_URL="+rig.model, "STROMBOLI_LOG_LEVEL=warn",
+		"STROMBOLI_AUTH_ENABLED=false", "STROMBOLI_RATE_LIMIT_ENABLED=false")
 	s.cmd.Env = append(s.cmd.Env, environ...)
 	s.cmd.Stderr = p.stderr
 	s.cmd.Cancel = func() error { return s.cmd.Process.Signal(syscall.SIGTERM) }

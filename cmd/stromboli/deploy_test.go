@@ -76,7 +76,7 @@ func TestComposeFile(t *testing.T) {
 		"${STROMBOLI_CACHE_DIR:-${HOME}/.cache/stromboli}", "/home/u/.cache/stromboli",
 		"${STROMBOLI_SESSIONS:-${HOME}/.local/share/stromboli-sessions}", "/home/u/sessions",
 	).Replace(string(b))
-	environ := []string{"HOME=/root"}
+	environ := append([]string{"HOME=/root"}, imageEnv(t)...)
 	for line := range strings.Lines(text) {
 		name, value, found := strings.Cut(strings.TrimSpace(line), ": ")
 		if found && (strings.HasPrefix(name, "STROMBOLI_") || name == "CONTAINER_HOST") {
@@ -88,6 +88,9 @@ func TestComposeFile(t *testing.T) {
 	if cfg.SharedDir() != "/sessions/.stromboli" || cfg.HostPath("/sessions/.stromboli/sb") != "/home/u/sessions/.stromboli/sb" ||
 		!cfg.Egress.External || cfg.CacheDir != "/home/u/.cache/stromboli" || cfg.Agent.SecretsFile != "/run/secrets/claude-token" {
 		t.Errorf("%+v", cfg)
+	}
+	if cfg.Server.Address != ":8080" || cfg.Closed() {
+		t.Errorf("it listens at %s, closed: %v", cfg.Server.Address, cfg.Closed())
 	}
 	for _, want := range []string{
 		"\n  stromboli:\n", "userns_mode: keep-id", `"127.0.0.1:8080:8080"`, "file: ${CLAUDE_SECRETS_FILE:-../../.claude-secrets}",

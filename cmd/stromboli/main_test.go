@@ -115,11 +115,15 @@ func TestExitCodes(t *testing.T) {
 }
 
 // serveFake answers with runs that do what a test says.
-func serveFake(t *testing.T, fake *apitest.Fake) string {
+func serveFake(t *testing.T, fake *apitest.Fake, change ...func(*api.Config)) string {
 	t.Helper()
-	a, err := api.New(api.Config{
+	cfg := api.Config{
 		Runs: fake, Events: fake, Sessions: &apitest.Shelf{}, Secrets: &apitest.Vault{}, System: fake, Log: slog.New(slog.DiscardHandler), Drain: 100 * time.Millisecond, Render: claude.AssistantText,
-	})
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	a, err := api.New(cfg)
 	must(t, err)
 	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	must(t, err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,7 +38,8 @@ type runCommand struct {
 
 // Help is shown after the flags.
 func (runCommand) Help() string {
-	return "The agent's work goes to standard error as it happens, its answer to standard output."
+	return "The agent's work goes to standard error as it happens, its answer to standard output. " +
+		"STROMBOLI_TOKEN is the token for a server with authentication."
 }
 
 const defaultPrompt = "Look around in your sandbox: who are you, where are you, what is there? Then write a greeting into a file and tell what you did."
@@ -54,12 +56,12 @@ func (c runCommand) Run(ctx context.Context, p process) error {
 	}
 	// The server stops after the run, whatever became of the run.
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
-	url, wait, err := c.server(serving, cfg, p)
+	at, wait, err := c.server(serving, cfg, p)
 	if err != nil {
 		stop()
 		return err
 	}
-	code, err := c.watch(ctx, url, prompt, p)
+	code, err := c.watch(ctx, at, prompt, p)
 	stop()
 	if werr := wait(); err == nil {
 		err = werr
@@ -85,23 +87,33 @@ func (c runCommand) prompt(stdin io.Reader) (string, error) {
 	return string(b), nil
 }
 
-// server returns the address of the server to use and a function that waits
-// for the one that was started here.
-func (c runCommand) server(ctx context.Context, cfg *config.Config, p process) (url string, wait func() error, err error) {
-	nothing := func() error { return nil }
-	if c.Server != "" {
-		return c.Server, nothing, nil
-	}
+// variable is a variable of the environment; empty where it isn't set.
+func (p process) variable(name string) string {
+	value := ""
 	for _, kv := range p.environ {
-		if url, ok := strings.CutPrefix(kv, "STROMBOLI_URL="); ok && url != "" {
-			return url, nothing, nil
+		if v, ok := strings.CutPrefix(kv, name+"="); ok {
+			value = v
 		}
+	}
+	return value
+}
+
+// reach is where a server is, and what it knows us by.
+type reach struct{ url, token string }
+
+// server returns the server to use and a function that waits for the one that
+// was started here.
+func (c runCommand) server(ctx context.Context, cfg *config.Config, p process) (at reach, wait func() error, err error) {
+	nothing := func() error { return nil }
+	at.token = p.variable("STROMBOLI_TOKEN")
+	if at.url = cmp.Or(c.Server, p.variable("STROMBOLI_URL")); at.url != "" {
+		return at, nothing, nil
 	}
 	if !c.Serve {
-		if url = readAddress(cfg.DataDir); url == "" {
-			return "", nil, fmt.Errorf("no server runs on the data directory %s: start one with `stromboli serve`, or add --serve", cfg.DataDir)
+		if at.url = readAddress(cfg.DataDir); at.url == "" {
+			return at, nil, fmt.Errorf("no server runs on the data directory %s: start one with `stromboli serve`, or add --serve", cfg.DataDir)
 		}
-		return url, nothing, nil
+		return at, nothing, nil
 	}
 	if c.Demo {
 		_, _ = fmt.Fprintln(p.stderr, "stromboli: DEMO: the model is a built-in script; Podman, sandbox, agent CLI and its tools are real")
@@ -110,7 +122,11 @@ func (c runCommand) server(ctx context.Context, cfg *config.Config, p process) (
 	started := make(chan string, 1)
 	ended := make(chan error, 1)
 	var once sync.Once
-	s := server{cfg: cfg, environ: p.environ, demo: c.Demo, log: quietLogger(cfg, p), ready: func(url string) { started <- url }}
+	own := stromboli.NewToken() // whatever else it knows, the server knows us
+	s := server{
+		cfg: cfg, environ: p.environ, demo: c.Demo, log: quietLogger(cfg, p), ownToken: own,
+		ready: func(url string) { started <- url },
+	}
 	go func() { ended <- s.serve(ctx) }()
 	var result error
 	wait = func() error {
@@ -118,18 +134,19 @@ func (c runCommand) server(ctx context.Context, cfg *config.Config, p process) (
 		return result
 	}
 	select {
-	case url = <-started:
-		return url, wait, nil
+	case url := <-started:
+		return reach{url, own}, wait, nil
 	case err := <-ended:
 		var inUse errInUse
 		if errors.As(err, &inUse) && inUse.address != "" {
 			_, _ = fmt.Fprintln(p.stderr, "stromboli: using the server that runs already at", inUse.address)
-			return inUse.address, nothing, nil
+			at.url = inUse.address
+			return at, nothing, nil
 		}
 		if err == nil {
 			err = errors.New("the server stopped before it had started")
 		}
-		return "", nil, err
+		return at, nil, err
 	}
 }
 
@@ -158,14 +175,17 @@ func (c runCommand) spec(prompt string) stromboli.RunSpec {
 
 // watch submits the run, prints what happens, and returns the exit code. When
 // ctx ends it cancels the run and waits for its end.
-func (c runCommand) watch(ctx context.Context, url, prompt string, p process) (int, error) {
-	api, err := client.New(client.Config{BaseURL: url})
+func (c runCommand) watch(ctx context.Context, at reach, prompt string, p process) (int, error) {
+	api, err := client.New(client.Config{BaseURL: at.url, Token: at.token})
 	if err != nil {
 		return 0, err
 	}
 	defer api.CloseIdle()
 	screen := &show{w: p.stderr, start: time.Now()}
 	job, err := api.RunAsync(ctx, c.spec(prompt))
+	if errors.Is(err, stromboli.Unauthenticated) {
+		return 0, fmt.Errorf("%s: %w; STROMBOLI_TOKEN has the token", at.url, err)
+	}
 	if err != nil {
 		return 0, err
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tomblancdev/stromboli/internal/api"
+	"github.com/tomblancdev/stromboli/internal/auth"
 	"github.com/tomblancdev/stromboli/internal/blob"
 	"github.com/tomblancdev/stromboli/internal/claude"
 	"github.com/tomblancdev/stromboli/internal/config"
@@ -72,11 +73,15 @@ type server struct {
 	drain   bool
 	log     *slog.Logger
 	ready   func(url string) // called when requests are being answered
+	// ownToken, if set, is an API token of this process's own, beside the
+	// configured ones.
+	ownToken string
 
 	dir    *dataDir
 	store  *store.Store
 	blobs  *blob.Dir
 	vault  *secret.Vault
+	auth   *auth.Auth
 	engine *podman.Client
 	info   engine.Info
 	image  string // of runs that name none
@@ -112,7 +117,7 @@ func (s *server) serve(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("listening (STROMBOLI_SERVER_ADDRESS): %w", err)
 	}
-	url := "http://" + ln.Addr().String()
+	url := urlOf(ln.Addr())
 	switch err := s.dir.writeAddress(url); {
 	case errors.Is(err, syscall.ENOSPC): // a full disk must not keep the server from its runs
 		s.log.WarnContext(ctx, "the server's address can't be recorded for `stromboli run`", "error", err)
@@ -175,14 +180,23 @@ func ended(err error) error {
 // forgetBatch bounds the rows that are deleted in one transaction.
 const forgetBatch = 200
 
-// forget deletes what is remembered for a while only: finished runs and
-// idempotency keys.
+// forget deletes what is remembered for a while only: finished runs,
+// idempotency keys and logins.
 func (s *server) forget(ctx context.Context) error {
 	tick := time.NewTicker(s.cfg.Jobs.CleanupInterval)
 	defer tick.Stop()
 	for {
 		if _, err := s.store.DeleteExpiredIdempotency(ctx); err != nil && ctx.Err() == nil {
 			s.log.WarnContext(ctx, "deleting expired idempotency keys", "error", err)
+		}
+		for {
+			n, err := s.store.DeleteExpiredGrants(ctx)
+			if err != nil && ctx.Err() == nil {
+				s.log.WarnContext(ctx, "deleting expired logins", "error", err)
+			}
+			if err != nil || n == 0 {
+				break
+			}
 		}
 		for {
 			n, err := s.store.DeleteFinishedRuns(ctx, time.Now().Add(-s.cfg.Jobs.CleanupTTL), forgetBatch)
@@ -227,6 +241,13 @@ func (s *server) cleanUp(ctx context.Context) {
 // open makes the parts; none of them runs yet. Settings are judged before the
 // engine's service is started.
 func (s *server) open(ctx context.Context) error {
+	if err := s.openAuth(); err != nil {
+		return err
+	}
+	rate, err := s.rateLimit()
+	if err != nil {
+		return err
+	}
 	shimPath, err := installShim(s.cfg.SharedDir())
 	if err != nil {
 		return err
@@ -292,6 +313,7 @@ func (s *server) open(ctx context.Context) error {
 	})
 	s.api, err = api.New(api.Config{
 		Runs: s.runner, Events: log, Sessions: s.runner, Secrets: s.vault, System: &system{s: s}, Log: s.log, Render: claude.AssistantText, Visible: claude.Visible,
+		Access: s.access(), Auth: s.auth, RateLimit: rate,
 		AllowedHosts: s.cfg.Server.AllowedHosts, MaxBody: s.cfg.Server.MaxBody,
 		MaxConnections: s.maxConnections(), MaxPerAddress: s.cfg.Server.MaxPerAddress,
 	})

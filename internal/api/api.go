@@ -135,9 +135,13 @@ type Config struct {
 	// stream; lines of the control protocol don't. Nil: all do.
 	Visible func(line []byte) bool
 
-	// Authenticate finds out who asks. Nil: authentication is off, everybody
-	// is the default tenant, and the Host header is checked.
-	Authenticate func(*http.Request) (stromboli.Principal, error)
+	// Access is who may call; Auth knows credentials. Auth is required for
+	// AccessAuth; otherwise it may be nil, and serves /auth/* alone.
+	Access Access
+	Auth   Auth
+	// RateLimit bounds what one address and one principal may ask. /health,
+	// /livez and /readyz are not limited.
+	RateLimit RateLimit
 	// AllowedHosts are names (with or without a port) that requests may be
 	// addressed to while authentication is off, besides loopback and the
 	// address that the connection came in on.
@@ -164,6 +168,7 @@ type API struct {
 	cfg      Config
 	log      *slog.Logger
 	hosts    hostList
+	limits   *limits
 	mux      *http.ServeMux
 	presence presence
 
@@ -199,11 +204,18 @@ func New(cfg Config) (*API, error) {
 	orDefault(&cfg.DisconnectGrace, 30*time.Second)
 	orDefault(&cfg.Drain, 10*time.Second)
 	orDefault(&cfg.Retry, 2*time.Second)
+	if cfg.Access == AccessAuth && cfg.Auth == nil {
+		return nil, errors.New("api: AccessAuth needs Auth")
+	}
 	hosts, err := newHostList(cfg.AllowedHosts)
 	if err != nil {
 		return nil, err
 	}
-	a := &API{cfg: cfg, log: cfg.Log, hosts: hosts, mux: http.NewServeMux(), stopping: make(chan struct{})}
+	limits, err := newLimits(cfg.RateLimit)
+	if err != nil {
+		return nil, err
+	}
+	a := &API{cfg: cfg, log: cfg.Log, hosts: hosts, limits: limits, mux: http.NewServeMux(), stopping: make(chan struct{})}
 	a.presence.runs = make(map[string]*watch)
 	for _, rt := range a.routes() {
 		a.mux.Handle(rt.pattern, a.wrap(rt))
@@ -224,47 +236,55 @@ type handler func(w http.ResponseWriter, r *http.Request, p stromboli.Principal)
 type route struct {
 	pattern string
 	acts    bool // it starts or changes something: foreign pages are refused
-	open    bool // no credentials needed, given ones ignored
-	lines   bool // it takes lines of JSON in place of JSON
-	serve   handler
+	// What it takes: one of the next three is set. Nothing takes all scopes.
+	scope    stromboli.Scopes // these
+	anyScope bool             // credentials, with whatever scopes
+	open     bool             // no credentials; given ones are ignored
+	jwt      bool             // there is nothing here without a JWT secret: 503
+	lines    bool             // it takes lines of JSON in place of JSON
+	serve    handler
 }
 
 func (a *API) routes() []route {
 	return []route{
-		{pattern: "POST /run", acts: true, serve: a.run},
-		{pattern: "POST /run/async", acts: true, serve: a.runAsync},
-		{pattern: "GET /run/stream", acts: true, serve: a.runStreamGet},
-		{pattern: "POST /run/stream", acts: true, serve: a.runStreamPost},
-		{pattern: "GET /jobs", serve: a.listJobs},
-		{pattern: "GET /jobs/{id}", serve: a.getJob},
-		{pattern: "DELETE /jobs/{id}", acts: true, serve: a.cancelJob},
-		{pattern: "GET /jobs/{id}/events", serve: a.jobEvents},
-		{pattern: "GET /jobs/{id}/events/{seq}/data", serve: a.eventData},
-		{pattern: "GET /jobs/{id}/attestation", serve: a.jobAttestation},
-		{pattern: "GET /jobs/{id}/egress", serve: a.jobEgress},
-		{pattern: "PATCH /jobs/{id}/network", acts: true, serve: a.setNetwork},
-		{pattern: "GET /jobs/{id}/stream", serve: a.jobStream},
-		{pattern: "GET /sessions", serve: a.listSessions},
-		{pattern: "POST /sessions/import", acts: true, lines: true, serve: a.importSession},
-		{pattern: "GET /sessions/{id}", serve: a.getSession},
-		{pattern: "DELETE /sessions/{id}", acts: true, serve: a.deleteSession},
-		{pattern: "GET /sessions/{id}/messages", serve: a.listMessages},
-		{pattern: "GET /sessions/{id}/messages/{message_id}", serve: a.getMessage},
-		{pattern: "GET /sessions/{id}/transcript", serve: a.getTranscript},
-		{pattern: "GET /secrets", serve: a.listSecrets},
-		{pattern: "POST /secrets", acts: true, serve: a.createSecret},
-		{pattern: "GET /secrets/{name}", serve: a.getSecret},
-		{pattern: "DELETE /secrets/{name}", acts: true, serve: a.deleteSecret},
+		{pattern: "POST /run", acts: true, scope: stromboli.ScopeRun, serve: a.run},
+		{pattern: "POST /run/async", acts: true, scope: stromboli.ScopeRun, serve: a.runAsync},
+		{pattern: "GET /run/stream", acts: true, scope: stromboli.ScopeRun, serve: a.runStreamGet},
+		{pattern: "POST /run/stream", acts: true, scope: stromboli.ScopeRun, serve: a.runStreamPost},
+		{pattern: "GET /jobs", scope: stromboli.ScopeRead, serve: a.listJobs},
+		{pattern: "GET /jobs/{id}", scope: stromboli.ScopeRead, serve: a.getJob},
+		{pattern: "DELETE /jobs/{id}", acts: true, scope: stromboli.ScopeRun, serve: a.cancelJob},
+		{pattern: "GET /jobs/{id}/events", scope: stromboli.ScopeRead, serve: a.jobEvents},
+		{pattern: "GET /jobs/{id}/events/{seq}/data", scope: stromboli.ScopeRead, serve: a.eventData},
+		{pattern: "GET /jobs/{id}/attestation", scope: stromboli.ScopeRead, serve: a.jobAttestation},
+		{pattern: "GET /jobs/{id}/egress", scope: stromboli.ScopeRead, serve: a.jobEgress},
+		{pattern: "PATCH /jobs/{id}/network", acts: true, scope: stromboli.ScopeRun, serve: a.setNetwork},
+		{pattern: "GET /jobs/{id}/stream", scope: stromboli.ScopeRead, serve: a.jobStream},
+		{pattern: "GET /sessions", scope: stromboli.ScopeRead, serve: a.listSessions},
+		{pattern: "POST /sessions/import", acts: true, lines: true, scope: stromboli.ScopeRun, serve: a.importSession},
+		{pattern: "GET /sessions/{id}", scope: stromboli.ScopeRead, serve: a.getSession},
+		{pattern: "DELETE /sessions/{id}", acts: true, scope: stromboli.ScopeRun, serve: a.deleteSession},
+		{pattern: "GET /sessions/{id}/messages", scope: stromboli.ScopeRead, serve: a.listMessages},
+		{pattern: "GET /sessions/{id}/messages/{message_id}", scope: stromboli.ScopeRead, serve: a.getMessage},
+		{pattern: "GET /sessions/{id}/transcript", scope: stromboli.ScopeRead, serve: a.getTranscript},
+		{pattern: "GET /secrets", scope: stromboli.ScopeRead, serve: a.listSecrets},
+		{pattern: "POST /secrets", acts: true, scope: stromboli.ScopeAdmin, serve: a.createSecret},
+		{pattern: "GET /secrets/{name}", scope: stromboli.ScopeRead, serve: a.getSecret},
+		{pattern: "DELETE /secrets/{name}", acts: true, scope: stromboli.ScopeAdmin, serve: a.deleteSecret},
+		{pattern: "POST /auth/token", acts: true, anyScope: true, jwt: true, serve: a.authToken},
+		{pattern: "POST /auth/refresh", acts: true, open: true, jwt: true, serve: a.authRefresh},
+		{pattern: "GET /auth/validate", anyScope: true, jwt: true, serve: a.authValidate},
+		{pattern: "POST /auth/logout", acts: true, anyScope: true, jwt: true, serve: a.authLogout},
 		{pattern: "GET /health", open: true, serve: a.health},
 		{pattern: "GET /livez", open: true, serve: a.livez},
 		{pattern: "GET /readyz", open: true, serve: a.readyz},
-		{pattern: "GET /version", serve: a.version},
+		{pattern: "GET /version", scope: stromboli.ScopeRead, serve: a.version},
 		{pattern: "GET /openapi.json", open: true, serve: a.serveDocument("openapi.json", "application/json")},
 		{pattern: "GET /openapi.yaml", open: true, serve: a.serveDocument("openapi.yaml", "application/yaml")},
 		{pattern: "GET /swagger/doc.json", open: true, serve: a.serveDocument("swagger.json", "application/json")},
 		{pattern: "GET /docs", open: true, serve: a.docsPage},
 		{pattern: "GET /docs/{file}", open: true, serve: a.docsAsset},
-		{pattern: "GET /claude/status", serve: a.claudeStatus},
+		{pattern: "GET /claude/status", scope: stromboli.ScopeRead, serve: a.claudeStatus},
 	}
 }
 
@@ -278,22 +298,27 @@ func (a *API) wrap(rt route) http.Handler {
 }
 
 func (a *API) admit(rt route, w http.ResponseWriter, r *http.Request) error {
+	if a.cfg.Access == AccessClosed && !isProbe(r.URL.Path) {
+		return errClosed()
+	}
 	if rt.acts {
 		if err := checkOrigin(r); err != nil {
 			return err
 		}
+	}
+	id, err := a.identify(rt, w, r) //nolint:contextcheck // the request's own
+	if err != nil {
+		return err
+	}
+	if rt.acts {
 		if err := a.checkContentType(rt, w, r); err != nil {
 			return err
 		}
 	}
-	p := stromboli.Principal{Tenant: stromboli.DefaultTenant}
-	if a.cfg.Authenticate != nil && !rt.open {
-		var err error
-		if p, err = a.cfg.Authenticate(r); err != nil {
-			return err
-		}
+	if rt.jwt {
+		r = r.WithContext(context.WithValue(r.Context(), identityKey{}, id))
 	}
-	return rt.serve(w, r, p)
+	return rt.serve(w, r, id.Principal)
 }
 
 // Drain makes the server not ready, refuses new runs, and ends the streams

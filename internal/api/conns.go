@@ -169,7 +169,11 @@ func networkOf(addr net.Addr) netip.Prefix {
 	if !ok {
 		return netip.Prefix{}
 	}
-	ip := tcp.AddrPort().Addr().Unmap().WithZone("")
+	return network(tcp.AddrPort().Addr().Unmap().WithZone(""))
+}
+
+// network is what counts as one address.
+func network(ip netip.Addr) netip.Prefix {
 	bits := ip.BitLen()
 	if ip.Is6() {
 		bits = 64

@@ -16,9 +16,8 @@ import (
 
 // Codes that only the edge knows.
 const (
-	codeHeaderTooLarge  stromboli.Code = "header_too_large" // 431
-	codeRequestTimeout  stromboli.Code = "request_timeout"  // 408
-	codeUnauthenticated stromboli.Code = "unauthenticated"  // 401
+	codeHeaderTooLarge stromboli.Code = "header_too_large" // 431
+	codeRequestTimeout stromboli.Code = "request_timeout"  // 408
 
 	codeTooManyConnections stromboli.Code = "too_many_connections" // 503
 )
@@ -38,9 +37,9 @@ func statusOf(code stromboli.Code) int {
 	switch code {
 	case stromboli.Invalid, stromboli.NotSupported, stromboli.NotEnforced, stromboli.ImageMissing:
 		return http.StatusBadRequest
-	case codeUnauthenticated:
+	case stromboli.Unauthenticated:
 		return http.StatusUnauthorized
-	case stromboli.Forbidden:
+	case stromboli.Forbidden, stromboli.ScopeMissing, stromboli.AuthRequired:
 		return http.StatusForbidden
 	case stromboli.NotFound:
 		return http.StatusNotFound
@@ -56,7 +55,7 @@ func statusOf(code stromboli.Code) int {
 		return http.StatusUnsupportedMediaType
 	case stromboli.UnknownHost:
 		return http.StatusMisdirectedRequest
-	case stromboli.QueueFull:
+	case stromboli.QueueFull, stromboli.RateLimited:
 		return http.StatusTooManyRequests
 	case codeHeaderTooLarge:
 		return http.StatusRequestHeaderFieldsTooLarge

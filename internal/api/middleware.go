@@ -12,8 +12,8 @@ import (
 	"github.com/tomblancdev/stromboli"
 )
 
-// Handler returns the whole API: request id, access log, panic guard, Host
-// check and router, from the outside in.
+// Handler returns the whole API: request id, access log, panic guard, rate
+// limit of addresses, Host check and router, from the outside in.
 func (a *API) Handler() http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		id := r.Header.Get("X-Request-ID")
@@ -65,6 +65,12 @@ func secure(h http.Header) {
 }
 
 func (a *API) serve(w *recorder, r *http.Request) {
+	if !isProbe(r.URL.Path) {
+		if err := a.limits.address(w, r); err != nil {
+			a.fail(w, r, err)
+			return
+		}
+	}
 	if tooMany(r) {
 		w.Header().Set("Connection", "close")
 		if !isProbe(r.URL.Path) {
@@ -98,7 +104,7 @@ func (a *API) serve(w *recorder, r *http.Request) {
 
 // checkHeaders refuses requests addressed to another host, and large headers.
 func (a *API) checkHeaders(r *http.Request) error {
-	if a.cfg.Authenticate == nil {
+	if a.cfg.Access != AccessAuth {
 		if err := a.hosts.check(r); err != nil {
 			return err
 		}

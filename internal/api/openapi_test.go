@@ -259,7 +259,10 @@ func (s *schemas) answers(rt route, op operation) object {
 		refusals = append(refusals, http.StatusForbidden, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusServiceUnavailable)
 	}
 	if !rt.open {
-		refusals = append(refusals, http.StatusUnauthorized, http.StatusMisdirectedRequest, http.StatusTooManyRequests)
+		refusals = append(refusals, http.StatusUnauthorized, http.StatusForbidden, http.StatusMisdirectedRequest, http.StatusTooManyRequests)
+	}
+	if rt.jwt {
+		refusals = append(refusals, http.StatusServiceUnavailable)
 	}
 	slices.Sort(refusals)
 	for _, status := range refusals {

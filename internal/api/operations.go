@@ -68,7 +68,7 @@ func afterParams() []parameter {
 // operations describes every route, by its pattern; the documents themselves have
 // none.
 func operations() map[string]operation {
-	const runs, jobs, sessions, secrets, system = "execution", "jobs", "sessions", "secrets", "system"
+	const runs, jobs, sessions, secrets, callers, system = "execution", "jobs", "sessions", "secrets", "auth", "system"
 	lastEventID := parameter{name: "Last-Event-ID", in: "header", about: "The id of the last event that was received: the stream goes on after it.", value: ""}
 	return map[string]operation{
 		"POST /run": {
@@ -148,8 +148,17 @@ func operations() map[string]operation {
 		"POST /secrets":          {id: "createSecret", tag: secrets, summary: "Keeps a secret.", body: newSecret{}, answers: answers(http.StatusCreated, secretDone{}), errors: []int{http.StatusConflict}},
 		"GET /secrets/{name}":    {id: "getSecret", tag: secrets, summary: "Tells of a secret, never its value.", answers: ok(secretBody{})},
 		"DELETE /secrets/{name}": {id: "deleteSecret", tag: secrets, summary: "Forgets a secret.", answers: ok(secretDone{})},
-		"GET /health":            {id: "health", tag: system, summary: "Tells how the server's parts are.", answers: ok(healthBody{})},
-		"GET /livez":             {id: "livez", tag: system, summary: "Answers as long as the server does.", answers: ok(probeBody{})},
+		"POST /auth/token": {
+			id: "createToken", tag: callers, summary: "Exchanges an API token for JWTs.", body: tokenRequest{}, answers: ok(pairBody{}),
+		},
+		"POST /auth/refresh": {
+			id: "refreshToken", tag: callers, summary: "Exchanges a refresh token, once, for new JWTs.", body: refreshRequest{}, answers: ok(pairBody{}),
+			errors: []int{http.StatusUnauthorized, http.StatusMisdirectedRequest, http.StatusTooManyRequests},
+		},
+		"GET /auth/validate": {id: "validateToken", tag: callers, summary: "Tells whose the credential is and when it ends.", answers: ok(validBody{})},
+		"POST /auth/logout":  {id: "logout", tag: callers, summary: "Makes a login's JWTs void.", answers: ok(logoutBody{})},
+		"GET /health":        {id: "health", tag: system, summary: "Tells how the server's parts are.", answers: ok(healthBody{})},
+		"GET /livez":         {id: "livez", tag: system, summary: "Answers as long as the server does.", answers: ok(probeBody{})},
 		"GET /readyz": {
 			id: "readyz", tag: system, summary: "Tells whether the server takes runs.",
 			answers: map[int]answerOf{http.StatusOK: {body: probeBody{}}, http.StatusServiceUnavailable: {body: probeBody{}}},

@@ -18,7 +18,7 @@ import (
 )
 
 // Config is everything that can be set. Secrets are not part of it; see
-// LoadCredential.
+// LoadCredential and LoadAuth.
 type Config struct {
 	// DataDir holds everything that the server keeps: database, sessions,
 	// transcripts, sockets. Default: $XDG_DATA_HOME/stromboli, else
@@ -37,6 +37,8 @@ type Config struct {
 
 	Server    Server    `envPrefix:"STROMBOLI_SERVER_"`
 	Auth      Auth      `envPrefix:"STROMBOLI_AUTH_"`
+	JWT       JWT       `envPrefix:"STROMBOLI_JWT_"`
+	RateLimit RateLimit `envPrefix:"STROMBOLI_RATE_LIMIT_"`
 	Agent     Agent     `envPrefix:"STROMBOLI_AGENT_"`
 	Resources Resources `envPrefix:"STROMBOLI_RESOURCES_"`
 	Sandbox   Sandbox   `envPrefix:"STROMBOLI_SANDBOX_"`
@@ -45,6 +47,10 @@ type Config struct {
 	Secrets   Secrets   `envPrefix:"STROMBOLI_SECRETS_"`
 	Jobs      Jobs      `envPrefix:"STROMBOLI_JOBS_"`
 	Log       Log       `envPrefix:"STROMBOLI_LOG_"`
+
+	// APITokensFile is a JSON file with named API tokens, their tenants and
+	// scopes; mode 0600. See docs/AUTHENTICATION.md.
+	APITokensFile string `env:"STROMBOLI_API_TOKENS_FILE"`
 
 	// QueueMax is how many runs may wait for a free slot; one more is
 	// answered 429.
@@ -61,9 +67,10 @@ type Config struct {
 
 // Server is the HTTP side.
 type Server struct {
-	// Address is host:port to listen on. While auth is off it must be a
-	// loopback address, unless STROMBOLI_AUTH_ALLOW_PUBLIC is true.
-	Address string `env:"ADDRESS" envDefault:"127.0.0.1:8080"`
+	// Address is host:port to listen on. Default: :8080 with auth. While auth is
+	// off 127.0.0.1:8080, and it must be a loopback address, unless
+	// STROMBOLI_AUTH_ALLOW_PUBLIC is true.
+	Address string `env:"ADDRESS"`
 	// AllowedHosts are further names that a request's Host may carry while
 	// auth is off, comma-separated. Loopback names and the bound address are
 	// always allowed.
@@ -76,13 +83,6 @@ type Server struct {
 	// MaxPerAddress caps those from one IPv4 address or IPv6 /64. Behind a
 	// reverse proxy all come from one.
 	MaxPerAddress int `env:"MAX_CONNECTIONS_PER_ADDRESS" envDefault:"1024"`
-}
-
-// Auth is who may call.
-type Auth struct {
-	// AllowPublic permits another than a loopback address without auth:
-	// whoever reaches the address can then run agents.
-	AllowPublic bool `env:"ALLOW_PUBLIC"`
 }
 
 // Agent is what runs in the sandboxes.
@@ -227,6 +227,12 @@ func Load(environ []string) (*Config, error) {
 	if c.Agent.CredentialsFile == "" && c.home != "" {
 		c.Agent.CredentialsFile = filepath.Join(c.home, ".claude", ".credentials.json")
 	}
+	if c.Server.Address == "" {
+		c.Server.Address = "127.0.0.1:8080"
+		if c.Auth.Enabled {
+			c.Server.Address = ":8080"
+		}
+	}
 	return c, c.validate()
 }
 
@@ -247,13 +253,11 @@ func directory(name, set, xdg, home, below string) (string, error) {
 }
 
 func (c *Config) validate() error {
-	host, _, err := net.SplitHostPort(c.Server.Address)
-	if err != nil {
+	if _, _, err := net.SplitHostPort(c.Server.Address); err != nil {
 		return fmt.Errorf("STROMBOLI_SERVER_ADDRESS: %q is not host:port", c.Server.Address)
 	}
-	if !loopback(host) && !c.Auth.AllowPublic {
-		return fmt.Errorf("STROMBOLI_SERVER_ADDRESS: %s is not a loopback address, and whoever reaches it could run agents here: "+
-			"use 127.0.0.1, or set STROMBOLI_AUTH_ALLOW_PUBLIC=true if that is what you want", c.Server.Address)
+	if err := c.validateAuth(); err != nil {
+		return err
 	}
 	for _, v := range c.Agent.AllowedVolumes {
 		if !filepath.IsAbs(v) {
@@ -291,6 +295,11 @@ func (c *Config) validate() error {
 	return nil
 }
 
+func hostOf(address string) string {
+	host, _, _ := net.SplitHostPort(address) // validated
+	return host
+}
+
 func loopback(host string) bool {
 	if host == "localhost" {
 		return true
@@ -306,7 +315,7 @@ func unknown(vars map[string]string) error {
 	if err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
-	known := []string{"STROMBOLI_URL", "STROMBOLI_TEST_REQUIRE"}
+	known := []string{"STROMBOLI_URL", "STROMBOLI_TOKEN", "STROMBOLI_API_TOKENS", "STROMBOLI_JWT_SECRET", "STROMBOLI_TEST_REQUIRE"}
 	for _, p := range params {
 		known = append(known, p.Key)
 	}
