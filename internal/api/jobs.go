@@ -121,6 +121,9 @@ func (a *API) jobAttestation(w http.ResponseWriter, r *http.Request, p stromboli
 	if err != nil {
 		return err
 	}
+	for _, l := range []*[]string{&attestation.Devices, &attestation.Interfaces, &attestation.Masked, &attestation.Unenforced} {
+		*l = append([]string{}, *l...) // a list is never null
+	}
 	a.answer(w, r, http.StatusOK, attestation)
 	return nil
 }
