@@ -298,9 +298,6 @@ func (a *API) wrap(rt route) http.Handler {
 }
 
 func (a *API) admit(rt route, w http.ResponseWriter, r *http.Request) error {
-	if a.cfg.Access == AccessClosed && !isProbe(r.URL.Path) {
-		return errClosed()
-	}
 	if rt.acts {
 		if err := checkOrigin(r); err != nil {
 			return err

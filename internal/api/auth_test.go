@@ -293,6 +293,8 @@ func TestClosed(t *testing.T) {
 		t.Error("a run was started")
 	}
 	s.want(421, "unknown_host", s.ask("GET", "/health", "", "Host: evil.example"))
+	s.want(403, "auth_required", s.ask("POST", "/run", `{"prompt":"p"}`, "Host: stromboli:8080")) // as another container calls it
+	s.want(403, "auth_required", s.ask("GET", "/nothing", ""))
 }
 
 // No route shows a tenant another's objects, and none is forgotten here.

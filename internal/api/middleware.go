@@ -102,8 +102,12 @@ func (a *API) serve(w *recorder, r *http.Request) {
 	a.fail(w, r, stromboli.Errorf(stromboli.NotFound, "there is nothing at %s", clip(r.URL.Path)))
 }
 
-// checkHeaders refuses requests addressed to another host, and large headers.
+// checkHeaders refuses requests to a closed server, whatever they are addressed
+// to, those addressed to another host, and large headers.
 func (a *API) checkHeaders(r *http.Request) error {
+	if a.cfg.Access == AccessClosed && !isProbe(r.URL.Path) {
+		return errClosed()
+	}
 	if a.cfg.Access != AccessAuth {
 		if err := a.hosts.check(r); err != nil {
 			return err
