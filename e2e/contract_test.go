@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -23,6 +24,7 @@ import (
 type contract struct {
 	doc     map[string]any
 	mux     *http.ServeMux // finds the path of the document that a request belongs to
+	mu      sync.Mutex     // of schemas: compiling changes it, and tests run in parallel
 	schemas *jsonschema.Compiler
 }
 
@@ -87,7 +89,9 @@ func (c *contract) check(r *http.Request, status int, contentType string, body [
 	default:
 		return nil
 	}
+	c.mu.Lock()
 	schema, err := c.schemas.Compile(contractURL + "#" + pointer)
+	c.mu.Unlock()
 	if err != nil {
 		return err
 	}
