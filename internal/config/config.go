@@ -45,6 +45,7 @@ type Config struct {
 	Runs      Runs      `envPrefix:"STROMBOLI_RUNS_"`
 	Egress    Egress    `envPrefix:"STROMBOLI_EGRESS_"`
 	Secrets   Secrets   `envPrefix:"STROMBOLI_SECRETS_"`
+	Webhook   Webhook   `envPrefix:"STROMBOLI_WEBHOOK_"`
 	Jobs      Jobs      `envPrefix:"STROMBOLI_JOBS_"`
 	Log       Log       `envPrefix:"STROMBOLI_LOG_"`
 
@@ -283,6 +284,10 @@ func (c *Config) validate() error {
 		return errors.New("STROMBOLI_JOBS_CLEANUP_TTL: must be at least 1m")
 	case c.Jobs.CleanupInterval < time.Second:
 		return errors.New("STROMBOLI_JOBS_CLEANUP_INTERVAL: must be at least 1s")
+	case c.Webhook.Timeout < time.Second || c.Webhook.Timeout > 2*time.Minute:
+		return errors.New("STROMBOLI_WEBHOOK_TIMEOUT: must be from 1s to 2m")
+	case c.Webhook.CleanupTTL < time.Minute:
+		return errors.New("STROMBOLI_WEBHOOK_CLEANUP_TTL: must be at least 1m")
 	case c.OrphanTimeout < time.Second:
 		return errors.New("STROMBOLI_ORPHAN_TIMEOUT: must be at least 1s")
 	case !slices.Contains([]string{"auto", "none"}, c.Sandbox.UserNS):
@@ -315,7 +320,7 @@ func unknown(vars map[string]string) error {
 	if err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
-	known := []string{"STROMBOLI_URL", "STROMBOLI_TOKEN", "STROMBOLI_API_TOKENS", "STROMBOLI_JWT_SECRET", "STROMBOLI_TEST_REQUIRE"}
+	known := []string{"STROMBOLI_URL", "STROMBOLI_TOKEN", "STROMBOLI_API_TOKENS", "STROMBOLI_JWT_SECRET", webhookSecretVar, "STROMBOLI_TEST_REQUIRE"}
 	for _, p := range params {
 		known = append(known, p.Key)
 	}

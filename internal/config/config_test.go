@@ -33,6 +33,7 @@ func TestDefaults(t *testing.T) {
 		Sandbox:   Sandbox{UserNS: "auto"},
 		Runs:      Runs{BackgroundWait: time.Minute},
 		Jobs:      got.Jobs,
+		Webhook:   Webhook{Timeout: 15 * time.Second, CleanupTTL: 72 * time.Hour},
 		Egress:    Egress{Mode: "open"},
 		Log:       Log{Format: "text", Level: "info"},
 		QueueMax:  1000, OrphanTimeout: 10 * time.Minute,
@@ -60,6 +61,7 @@ func TestEveryVariable(t *testing.T) {
 		"STROMBOLI_EGRESS_ALLOWLIST": "a", "STROMBOLI_EGRESS_DENY": "b", "STROMBOLI_EGRESS_BRIDGE": "true", "STROMBOLI_EGRESS_PROXY_HOSTS": "p", "STROMBOLI_SECRETS_KEY_FILE": "/k", "STROMBOLI_LOG_FORMAT": "json",
 		"STROMBOLI_LOG_LEVEL": "debug", "STROMBOLI_QUEUE_MAX": "5", "STROMBOLI_ORPHAN_TIMEOUT": "7m",
 		"STROMBOLI_SANDBOX_USERNS": "none",
+		"STROMBOLI_WEBHOOK_ALLOW":  "10.0.0.0/8", "STROMBOLI_WEBHOOK_TIMEOUT": "9s", "STROMBOLI_WEBHOOK_CLEANUP_TTL": "3h",
 		"STROMBOLI_RESOURCES_DISK": "1g", "STROMBOLI_DISK_RESERVE": "2g",
 		"STROMBOLI_SERVER_MAX_CONNECTIONS": "9", "STROMBOLI_SERVER_MAX_CONNECTIONS_PER_ADDRESS": "8",
 	}

@@ -47,6 +47,9 @@ type Config struct {
 	// Network is what sandboxes may reach at most.
 	Network NetworkConfig
 
+	// Webhooks are hosts that webhooks may be sent to though they aren't public.
+	Webhooks Hosts
+
 	// Home is the agent's home in the sandbox; volumes stay away from it.
 	Home string
 }
