@@ -41,6 +41,8 @@ type RunSpec struct {
 	// Workdir is the agent's working directory: an absolute path in the
 	// sandbox. Unset: /workspace.
 	Workdir string `json:"workdir,omitempty"`
+	// WebhookURL is told of the end of an async run: an http or https URL.
+	WebhookURL string `json:"webhook_url,omitempty"`
 	// OnDisconnect: continue (the default) or cancel.
 	OnDisconnect OnDisconnect `json:"on_disconnect,omitempty"`
 	// Metadata are labels of the caller's, at most 32.

@@ -152,7 +152,13 @@ func TestAuth(t *testing.T) {
 	if err := json.Unmarshal([]byte(messages), &page); err != nil || len(page.Messages) == 0 {
 		t.Fatalf("%v in %.300s", err, messages)
 	}
-	objects := apitest.Objects{Run: job.ID, Session: job.SessionID, Message: page.Messages[0].UUID, Secret: "theirs"}
+	told := spec(text("done"))
+	told.WebhookURL = "https://hooks.invalid/" // a name that nobody has
+	deliveries, err := s.c.Deliveries(s.ctx(), client.DeliveryFilter{JobID: s.do(t, told).ID})
+	if err != nil || len(deliveries.Deliveries) != 1 {
+		t.Fatalf("%+v, %v", deliveries, err)
+	}
+	objects := apitest.Objects{Run: job.ID, Session: job.SessionID, Message: page.Messages[0].UUID, Secret: "theirs", Delivery: deliveries.Deliveries[0].ID}
 	others, _ := s.authPair("/auth/token", authOther, `{"client_id":"e2e"}`)
 	for i, f := range apitest.ForeignRequests(objects) {
 		if f.Path == "" {

@@ -120,6 +120,7 @@ func evidenceRows() []evidence {
 			field: "workdir", value: "`/srv/here`", where: initEvent, shows: "`cwd`", base: "plain", see: init("cwd"), has: "/srv/here",
 			set: func(in *stromboli.RunSpec) { in.Workdir = "/srv/here" },
 		},
+		{field: "webhook_url", value: "a URL", where: "webhook", shows: "a request there at the run's end", by: "TestWebhooks"},
 		{field: "on_disconnect", value: "`cancel`", where: result, shows: "`cancelled`, `disconnect`, after the caller went; without it the run goes on", by: "TestAPICancelAndQueue/disconnect"},
 		{
 			field: "metadata", value: "`{\"team\":\"blue\"}`", where: result, shows: "`metadata`", base: "plain", see: func(o observed) string { return fmt.Sprint(o.Metadata) },

@@ -172,7 +172,9 @@ func TestBadInput(t *testing.T) {
 		{"nothing to continue", `{"prompt":"x","workdir":"/never","claude":{"continue":true}}`, 404, "not_found", ""},
 		{"too large", `{"prompt":"` + strings.Repeat("x", 10<<20) + `"}`, 413, "body_too_large", ""},
 
-		later("webhook_url", `"http://example.com/"`),
+		{"webhook_url of a loopback address", `{"prompt":"x","webhook_url":"http://127.0.0.1:9/?key=hidden"}`, 400, "invalid_request", "webhook_url"},
+		{"webhook_url of another scheme", `{"prompt":"x","webhook_url":"file:///etc/passwd"}`, 400, "invalid_request", "webhook_url"},
+		{"webhook_url that is none", `{"prompt":"x","webhook_url":"http://[::1"}`, 400, "invalid_request", "webhook_url"},
 		{"network of another shape", `{"prompt":"x","network":"open"}`, 400, "invalid_request", "network"},
 		{"network wider than it gets", `{"prompt":"x","network":{"mode":"bridge"}}`, 400, "invalid_request", "network.mode"},
 		later("bindings", `["x"]`), later("permission_prompts", `"http"`), later("workspace", `{"git":"x"}`), later("keep", `true`),

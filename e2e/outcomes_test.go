@@ -385,7 +385,7 @@ func outcomesTable() string {
 			if o.crash != "" {
 				crash = o.crash
 			}
-			fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %d | |\n", o.what, o.status, reason, answer, crash, exitOf(o.status, o.reason))
+			fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %d | %s |\n", o.what, o.status, reason, answer, crash, exitOf(o.status, o.reason), o.status)
 		}
 	}
 	b.WriteString("\n")

@@ -28,9 +28,13 @@ func policyConfig(cfg *config.Config, image string) (policy.Config, error) {
 	if err := network.Validate(); err != nil {
 		return policy.Config{}, err
 	}
+	hosts, err := webhookHosts(cfg)
+	if err != nil {
+		return policy.Config{}, err
+	}
 	return policy.Config{
-		Network: network,
-		Image:   image, Memory: memory, NanoCPUs: cpus, Timeout: cfg.Resources.Timeout,
+		Network: network, Webhooks: hosts,
+		Image: image, Memory: memory, NanoCPUs: cpus, Timeout: cfg.Resources.Timeout,
 		AllowedVolumes: cfg.Agent.AllowedVolumes, Protected: []string{cfg.DataDir, cfg.SessionsDir(), cfg.SharedDir()}, Home: sandbox.HomePath,
 	}, nil
 }

@@ -31,6 +31,7 @@ import (
 	"github.com/tomblancdev/stromboli/internal/secret"
 	"github.com/tomblancdev/stromboli/internal/setup"
 	"github.com/tomblancdev/stromboli/internal/store"
+	"github.com/tomblancdev/stromboli/internal/webhook"
 )
 
 type serveCommand struct {
@@ -89,6 +90,7 @@ type server struct {
 	model  *model
 	boxes  *sandbox.Manager
 	runner *runner.Runner
+	hooks  *webhook.Sender
 	api    *api.API
 }
 
@@ -150,6 +152,7 @@ func (s *server) loop(ctx context.Context, ln net.Listener, url string) error {
 		return errors.Join(err, ln.Close(), ended(lower.Wait()))
 	}
 	upper.Go(func() error { return s.runner.Run(work) })
+	upper.Go(func() error { return s.hooks.Run(work) })
 	upper.Go(func() error { return s.forget(ctx) })
 	upper.Go(func() error { return s.boxes.Run(ctx) })
 	upper.Go(func() error { return s.model.watch(ctx) })
@@ -181,7 +184,7 @@ func ended(err error) error {
 const forgetBatch = 200
 
 // forget deletes what is remembered for a while only: finished runs,
-// idempotency keys and logins.
+// idempotency keys, logins and the deliveries of webhooks.
 func (s *server) forget(ctx context.Context) error {
 	tick := time.NewTicker(s.cfg.Jobs.CleanupInterval)
 	defer tick.Stop()
@@ -207,6 +210,7 @@ func (s *server) forget(ctx context.Context) error {
 				break
 			}
 		}
+		s.forgetWebhooks(ctx)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -269,6 +273,9 @@ func (s *server) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if s.hooks, err = newWebhooks(s.cfg, s.environ, s.store, s.log); err != nil {
+		return err
+	}
 	zone, zoneData, err := timezone(s.cfg.Agent.Timezone, s.environ)
 	if err != nil {
 		return err
@@ -312,7 +319,7 @@ func (s *server) open(ctx context.Context) error {
 		BackgroundWait: s.cfg.Runs.BackgroundWait, Timezone: zone, Logger: s.log,
 	})
 	s.api, err = api.New(api.Config{
-		Runs: s.runner, Events: log, Sessions: s.runner, Secrets: s.vault, System: &system{s: s}, Log: s.log, Render: claude.AssistantText, Visible: claude.Visible,
+		Runs: s.runner, Events: log, Sessions: s.runner, Secrets: s.vault, Webhooks: s.hooks, System: &system{s: s}, Log: s.log, Render: claude.AssistantText, Visible: claude.Visible,
 		Access: s.access(), Auth: s.auth, RateLimit: rate,
 		AllowedHosts: s.cfg.Server.AllowedHosts, MaxBody: s.cfg.Server.MaxBody,
 		MaxConnections: s.maxConnections(), MaxPerAddress: s.cfg.Server.MaxPerAddress,

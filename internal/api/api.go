@@ -77,6 +77,18 @@ type Secrets interface {
 	Delete(ctx context.Context, p stromboli.Principal, name string) error
 }
 
+// Webhooks is what the API needs of the sender of webhooks. All methods see only
+// the principal's tenant.
+type Webhooks interface {
+	// Deliveries returns those that the filter, whose tenant is not set, selects,
+	// newest first, and the next page's cursor, empty at the end. A cursor that
+	// it didn't make is stromboli.Invalid.
+	Deliveries(ctx context.Context, p stromboli.Principal, f stromboli.DeliveryFilter) (list []stromboli.Delivery, next string, err error)
+	// Redeliver makes one due, durable on return, whatever became of it.
+	// stromboli.NotFound; stromboli.Conflict while it is being sent.
+	Redeliver(ctx context.Context, p stromboli.Principal, id string) (stromboli.Delivery, error)
+}
+
 // System tells of the server itself. Its methods answer within seconds.
 type System interface {
 	// Health lists the parts and their state.
@@ -117,13 +129,15 @@ type Version struct {
 	Engine      string   `json:"engine"`
 }
 
-// Config makes an API. Runs, Events, Sessions, Secrets, System and Log are required; zero
-// durations and sizes get the defaults that their comments name.
+// Config makes an API. Runs, Events, Sessions, Secrets, Webhooks, System and Log
+// are required; zero durations and sizes get the defaults that their comments
+// name.
 type Config struct {
 	Runs     Runs
 	Events   Events
 	Sessions Sessions
 	Secrets  Secrets
+	Webhooks Webhooks
 	System   System
 	Log      *slog.Logger
 
@@ -178,8 +192,8 @@ type API struct {
 
 // New makes an API and starts nothing.
 func New(cfg Config) (*API, error) {
-	if cfg.Runs == nil || cfg.Events == nil || cfg.Sessions == nil || cfg.Secrets == nil || cfg.System == nil || cfg.Log == nil || cfg.Render == nil {
-		return nil, errors.New("api: Runs, Events, Sessions, Secrets, System, Log and Render are required")
+	if cfg.Runs == nil || cfg.Events == nil || cfg.Sessions == nil || cfg.Secrets == nil || cfg.Webhooks == nil || cfg.System == nil || cfg.Log == nil || cfg.Render == nil {
+		return nil, errors.New("api: Runs, Events, Sessions, Secrets, Webhooks, System, Log and Render are required")
 	}
 	if cfg.Visible == nil {
 		cfg.Visible = func([]byte) bool { return true }
@@ -275,6 +289,8 @@ func (a *API) routes() []route {
 		{pattern: "POST /auth/refresh", acts: true, open: true, jwt: true, serve: a.authRefresh},
 		{pattern: "GET /auth/validate", anyScope: true, jwt: true, serve: a.authValidate},
 		{pattern: "POST /auth/logout", acts: true, anyScope: true, jwt: true, serve: a.authLogout},
+		{pattern: "GET /webhooks/deliveries", scope: stromboli.ScopeRead, serve: a.listDeliveries},
+		{pattern: "POST /webhooks/deliveries/{id}/redeliver", acts: true, scope: stromboli.ScopeRun, serve: a.redeliver},
 		{pattern: "GET /health", open: true, serve: a.health},
 		{pattern: "GET /livez", open: true, serve: a.livez},
 		{pattern: "GET /readyz", open: true, serve: a.readyz},

@@ -306,7 +306,8 @@ func TestTenants(t *testing.T) {
 	job, _ := got.body["job_id"].(string)
 	s.want(201, "", s.ask("POST", "/secrets", `{"name":"theirs","value":"v"}`, bearer("root")))
 	s.want(201, "", s.ask("POST", "/sessions/import?session_id="+session, "hello\n", bearer("root"), "Content-Type: application/jsonl"))
-	objects := apitest.Objects{Run: strings.Replace(job, "job-", "run-", 1), Session: session, Message: "id-hello", Secret: "theirs"}
+	objects := apitest.Objects{Run: strings.Replace(job, "job-", "run-", 1), Session: session, Message: "id-hello", Secret: "theirs", Delivery: "msg-theirs"}
+	s.fake.Box.Add(stromboli.Delivery{ID: objects.Delivery, Tenant: stromboli.DefaultTenant, RunID: objects.Run, Status: stromboli.DeliveryDead})
 	table := apitest.ForeignRequests(objects)
 	left := map[string]bool{}
 	for _, rt := range s.api.Routes() {

@@ -118,7 +118,7 @@ func TestDecodeFaults(t *testing.T) {
 		{`{"metadata":{"a":1}}`, "invalid_request", "metadata.a", "must be a string"},
 		{`{"metadata":["a"]}`, "invalid_request", "metadata", "must be an object whose values are strings"},
 		{`{"podman":{"cpus":0.5}}`, "invalid_request", "podman.cpus", "must be a string"},
-		{`{"webhook_url":"http://x"}`, "not_supported", "webhook_url", "not supported"},
+		{`{"webhook_url":["http://x"]}`, "invalid_request", "webhook_url", "must be a string"},
 		{`{"env":{"a":1}}`, "invalid_request", "env.a", "must be a string"},
 		{`{"background_wait":5}`, "invalid_request", "background_wait", "must be a duration"},
 		{`{"content":{"type":"text"}}`, "invalid_request", "content", "must be a list of objects"},

@@ -218,6 +218,11 @@ func strictly(s *server) {
 		if _, err := policy.Check(sub.Spec, cfg); err != nil {
 			return err
 		}
+		if sub.Spec.WebhookURL != "" { // as the runner does
+			if err := policy.CheckWebhook(sub.Spec.WebhookURL, cfg.Webhooks); err != nil {
+				return err
+			}
+		}
 		if err := claude.ValidateInput(sub.Spec); err != nil {
 			return err
 		}

@@ -68,7 +68,7 @@ func afterParams() []parameter {
 // operations describes every route, by its pattern; the documents themselves have
 // none.
 func operations() map[string]operation {
-	const runs, jobs, sessions, secrets, callers, system = "execution", "jobs", "sessions", "secrets", "auth", "system"
+	const runs, jobs, sessions, secrets, callers, webhooks, system = "execution", "jobs", "sessions", "secrets", "auth", "webhooks", "system"
 	lastEventID := parameter{name: "Last-Event-ID", in: "header", about: "The id of the last event that was received: the stream goes on after it.", value: ""}
 	return map[string]operation{
 		"POST /run": {
@@ -157,8 +157,16 @@ func operations() map[string]operation {
 		},
 		"GET /auth/validate": {id: "validateToken", tag: callers, summary: "Tells whose the credential is and when it ends.", answers: ok(validBody{})},
 		"POST /auth/logout":  {id: "logout", tag: callers, summary: "Makes a login's JWTs void.", answers: ok(logoutBody{})},
-		"GET /health":        {id: "health", tag: system, summary: "Tells how the server's parts are.", answers: ok(healthBody{})},
-		"GET /livez":         {id: "livez", tag: system, summary: "Answers as long as the server does.", answers: ok(probeBody{})},
+		"GET /webhooks/deliveries": {
+			id: "listDeliveries", tag: webhooks, summary: "Lists what jobs' webhooks were or are to be told, newest first.", query: append(pageParams(),
+				inQuery("status", "One of pending, sending, delivered, dead, or several with commas.", ""), inQuery("job_id", "A job's id.", ""),
+			), answers: ok(deliveryList{}),
+		},
+		"POST /webhooks/deliveries/{id}/redeliver": {
+			id: "redeliver", tag: webhooks, summary: "Has a webhook's message sent again.", answers: ok(deliveryBody{}), errors: []int{http.StatusConflict},
+		},
+		"GET /health": {id: "health", tag: system, summary: "Tells how the server's parts are.", answers: ok(healthBody{})},
+		"GET /livez":  {id: "livez", tag: system, summary: "Answers as long as the server does.", answers: ok(probeBody{})},
 		"GET /readyz": {
 			id: "readyz", tag: system, summary: "Tells whether the server takes runs.",
 			answers: map[int]answerOf{http.StatusOK: {body: probeBody{}}, http.StatusServiceUnavailable: {body: probeBody{}}},

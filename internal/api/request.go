@@ -30,7 +30,7 @@ func contract() vocabulary {
 // notSupportedYet names the contract's fields that this version refuses.
 func notSupportedYet(path string) bool {
 	switch path {
-	case "webhook_url", "bindings", "permission_prompts", "workspace", "keep",
+	case "bindings", "permission_prompts", "workspace", "keep",
 		"podman.lifecycle", "podman.environment":
 		return true
 	}

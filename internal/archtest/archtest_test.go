@@ -61,8 +61,9 @@ func may() map[string][]string {
 		"internal/api/apitest":             {root, "internal/api", "internal/eventlog", "internal/auth"},
 		"internal/engine/enginetest/probe": {},
 		"internal/compose":                 {root, "internal/engine", "internal/policy"},
-		"internal/webhook":                 {root},
-		"internal/web":                     {},
+		// Who may be told is judged by the same rules as what sandboxes may reach.
+		"internal/webhook": {root, "internal/policy"},
+		"internal/web":     {},
 	}
 }
 
@@ -81,6 +82,7 @@ func mayInTests() map[string][]string {
 		"internal/sandbox":           {"internal/engine/enginetest", "internal/engine/podman"},
 		"internal/secret":            {"internal/store"},
 		"internal/auth":              {"internal/store"},
+		"internal/webhook":           {"internal/store"},
 		"internal/runner":            {"internal/secret", "internal/store", "internal/eventlog", "internal/blob", "internal/engine", "internal/engine/enginetest"},
 		// Bad input is judged in tests by those who judge it in the server.
 		"internal/api": {"internal/api/apitest", "internal/claude", "internal/policy"},

@@ -297,6 +297,13 @@ func TestSubmitChecks(t *testing.T) {
 	if _, err := l.Submit(t.Context(), me(), long); !errors.Is(err, stromboli.Invalid) || !strings.Contains(err.Error(), "content: ") {
 		t.Errorf("content that is too long as a message: %v", err)
 	}
+	for _, kind := range []stromboli.Kind{stromboli.KindSync, stromboli.KindStream} {
+		told := submission("x", func(s *stromboli.RunSpec) { s.WebhookURL = "https://hooks.example.com/" })
+		told.Kind = kind
+		if _, err := l.Submit(t.Context(), me(), told); !errors.Is(err, stromboli.Invalid) || !strings.Contains(err.Error(), "webhook_url: ") {
+			t.Errorf("a webhook for a %s run: %v", kind, err)
+		}
+	}
 	if runs, _, err := l.List(t.Context(), me(), stromboli.RunFilter{}); err != nil || len(runs) > 0 {
 		t.Errorf("%d runs, %v", len(runs), err)
 	}

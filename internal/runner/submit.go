@@ -19,6 +19,9 @@ import (
 // the idempotency key named a run that was made before.
 func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.Submission) (run stromboli.Run, existing bool, err error) {
 	now := r.now()
+	if err := r.checkWebhook(s); err != nil {
+		return stromboli.Run{}, false, err
+	}
 	plan, err := policy.Check(s.Spec, r.cfg.Policy)
 	if err != nil {
 		return stromboli.Run{}, false, err
@@ -58,6 +61,17 @@ func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.
 	}
 	session(s, checked.Workspace(), &n)
 	return r.create(ctx, n, checked)
+}
+
+// checkWebhook judges where the run's end is to be told.
+func (r *Runner) checkWebhook(s stromboli.Submission) error {
+	switch {
+	case s.Spec.WebhookURL == "":
+		return nil
+	case s.Kind != stromboli.KindAsync:
+		return stromboli.FieldError("webhook_url", "is for POST /run/async only: whoever waits for the answer has it")
+	}
+	return policy.CheckWebhook(s.Spec.WebhookURL, r.cfg.Policy.Webhooks)
 }
 
 // checkMessage refuses a message that the agent couldn't be given. What counts

@@ -133,6 +133,9 @@ func (s *Store) insertRun(t *tx, in newRun) (stromboli.Run, error) {
 	if _, err := t.exec(`UPDATE sessions SET run_count = run_count + 1 WHERE id = ?`, r.SessionID); err != nil {
 		return stromboli.Run{}, err
 	}
+	if err := t.rememberWebhook(n, r.Spec.WebhookURL); err != nil {
+		return stromboli.Run{}, err
+	}
 	for k, v := range r.Spec.Metadata {
 		if _, err := t.exec(`INSERT INTO run_metadata (tenant, key, value, created_at, run) VALUES (?, ?, ?, ?, ?)`,
 			r.Tenant, k, v, created, n); err != nil {

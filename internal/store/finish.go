@@ -11,10 +11,11 @@ import (
 )
 
 // FinishRun ends a run: in one transaction its outcome is stored, the events
-// and after them run.finished, with the outcome as data, are appended, and its
-// session is changed and free, or gone where it is ephemeral or a fork that was
-// never made. It returns the events that are new. Of
-// RunFinish.Session empty strings and a zero UID change nothing.
+// and after them run.finished, with the outcome as data, are appended, what its
+// webhook is to be told is put into the outbox, and its session is changed and
+// free, or gone where it is ephemeral or a fork that was never made. It returns
+// the events that are new. Of RunFinish.Session empty strings and a zero UID
+// change nothing.
 //
 // Errors, and then nothing is written: NotFound; ErrFenced; Conflict where the
 // run has ended or can't become the outcome's status; ErrCancelWanted where a
@@ -65,6 +66,9 @@ func (s *Store) finish(t *tx, h head, outcome stromboli.Outcome, events []stromb
 		if _, err := t.exec(`UPDATE sessions SET cost_usd = cost_usd + ? WHERE id = ?`, outcome.Usage.EstimatedCostUSD, h.session); err != nil {
 			return nil, err
 		}
+	}
+	if err := s.deliver(t, h, outcome); err != nil {
+		return nil, err
 	}
 	return stored, t.freeSession(h.id, h.session, now)
 }

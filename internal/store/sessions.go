@@ -131,7 +131,8 @@ func (s *Store) DeletedSessions(ctx context.Context) ([]stromboli.Session, error
 }
 
 // ForgetSession deletes what the store has of a session that is being deleted:
-// its runs with their events, a few at a time, and then its row.
+// its runs with their events, a few at a time, what their webhooks were or are to
+// be told, and then its row.
 func (s *Store) ForgetSession(ctx context.Context, id string) error {
 	for {
 		rows, err := s.readDB.QueryContext(ctx, `SELECT r.n FROM runs r JOIN sessions s ON s.id = r.session_id
@@ -144,6 +145,9 @@ func (s *Store) ForgetSession(ctx context.Context, id string) error {
 		} else if n == 0 {
 			break
 		}
+	}
+	if err := s.forgetDeliveries(ctx, id); err != nil {
+		return err
 	}
 	_, err := write(ctx, s, "forget session", func(t *tx) (struct{}, error) {
 		if n, err := t.exec(`DELETE FROM sessions WHERE id = ? AND deleted_at > 0`, id); err != nil || n == 0 {

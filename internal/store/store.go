@@ -1,5 +1,5 @@
-// Package store keeps runs, sessions, events and idempotency keys in one
-// SQLite file.
+// Package store keeps runs, sessions, events, idempotency keys and the outbox of
+// webhooks in one SQLite file.
 //
 // It owns the file, its schema and every transaction on it. It promises that
 // whatever a method has returned without an error is on the disk and survives
@@ -67,6 +67,7 @@ type Store struct {
 	readDB  *sql.DB
 
 	ops     chan *op
+	due     chan struct{} // one slot: deliveries have changed
 	quit    chan struct{} // closed by Close: nothing new is accepted
 	stopped chan struct{} // closed when the writer goroutine has ended
 
@@ -100,6 +101,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		maxGrants: maxGrants,
 
 		ops:     make(chan *op, maxBatch),
+		due:     make(chan struct{}, 1),
 		quit:    make(chan struct{}),
 		stopped: make(chan struct{}),
 	}

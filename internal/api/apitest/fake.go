@@ -26,6 +26,8 @@ type Fake struct {
 	// Unready are the answers of Ready; Sick the parts of Health.
 	Unready []string
 	Sick    []api.Component
+	// Box has the deliveries of webhooks.
+	Box Outbox
 
 	mu      sync.Mutex
 	order   []string

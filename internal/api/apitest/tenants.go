@@ -4,10 +4,11 @@ import "strings"
 
 // Objects are the names of what one tenant has, one of each kind.
 type Objects struct {
-	Run     string // "run-…"
-	Session string
-	Message string // of the session
-	Secret  string
+	Run      string // "run-…"
+	Session  string
+	Message  string // of the session
+	Secret   string
+	Delivery string // of the run's webhook
 }
 
 // Foreign is what a route answers a tenant that asks for another's objects.
@@ -72,6 +73,9 @@ func ForeignRequests(o Objects) []Foreign {
 		{Pattern: "POST /secrets"}, // makes one of the caller's own
 		{Pattern: "GET /secrets/{name}", Path: "/secrets/" + o.Secret, Status: 404},
 		{Pattern: "DELETE /secrets/{name}", Path: "/secrets/" + o.Secret, Status: 404},
+		{Pattern: "GET /webhooks/deliveries", Path: "/webhooks/deliveries", Status: 200},
+		{Pattern: "GET /webhooks/deliveries", Path: "/webhooks/deliveries?job_id=" + o.Run, Status: 200},
+		{Pattern: "POST /webhooks/deliveries/{id}/redeliver", Path: "/webhooks/deliveries/" + o.Delivery + "/redeliver", Status: 404},
 		{Pattern: "POST /auth/token"},
 		{Pattern: "POST /auth/refresh"},
 		{Pattern: "GET /auth/validate"},

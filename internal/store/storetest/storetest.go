@@ -41,6 +41,15 @@ type Store interface {
 	DeleteExpiredGrants(ctx context.Context) (int, error)
 	EgressRecords(ctx context.Context, runID string, after int64, limit int) ([]stromboli.EgressRecord, error)
 
+	ReleaseDeliveries(ctx context.Context) error
+	ClaimDeliveries(ctx context.Context, most, perHost int) ([]stromboli.ClaimedDelivery, error)
+	FinishDelivery(ctx context.Context, id string, attempt int, r stromboli.DeliveryResult) error
+	NextDelivery(ctx context.Context, perHost int) (at time.Time, ok bool, err error)
+	DeliveryDue() <-chan struct{}
+	ListDeliveries(ctx context.Context, f stromboli.DeliveryFilter) (list []stromboli.Delivery, next string, err error)
+	RedeliverDelivery(ctx context.Context, tenant, id string) (stromboli.Delivery, error)
+	DeleteFinishedDeliveries(ctx context.Context, before time.Time, limit int) (int, error)
+
 	AppendEvents(ctx context.Context, runID string, epoch int64, events []stromboli.Event) ([]stromboli.Event, error)
 	Events(ctx context.Context, runID string, after int64, limit int) ([]stromboli.Event, error)
 	EventData(ctx context.Context, runID string, seq int64) (json.RawMessage, error)
@@ -104,6 +113,12 @@ func Run(t *testing.T, open func(t *testing.T, clock *Clock) Store) {
 		"secrets":          testSecretRows,
 		"grants":           testGrants,
 		"grant race":       testGrantRace,
+		"outbox":           testOutbox,
+		"claim deliveries": testClaimDeliveries,
+		"redeliver":        testRedeliver,
+		"list deliveries":  testListDeliveries,
+		"keep deliveries":  testDeliveryRetention,
+		"drop deliveries":  testForgetDeliveries,
 		"cancel pending":   testCancelPending,
 		"cancel running":   testCancelRunning,
 		"finish":           testFinish,

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/tomblancdev/stromboli/internal/config"
+	"github.com/tomblancdev/stromboli/internal/policy"
+	"github.com/tomblancdev/stromboli/internal/webhook"
+)
+
+// shortSecret is below the least that Standard Webhooks gives a secret, in
+// bytes.
+const shortSecret = 24
+
+// webhookHosts reads the hosts that webhooks may be sent to though they aren't
+// public.
+func webhookHosts(cfg *config.Config) (policy.Hosts, error) {
+	hosts, i, err := policy.ParseHosts(cfg.Webhook.Allow)
+	if err != nil {
+		return nil, fmt.Errorf("STROMBOLI_WEBHOOK_ALLOW: entry %d: %w", i+1, err)
+	}
+	return hosts, nil
+}
+
+func newWebhooks(cfg *config.Config, environ []string, outbox webhook.Outbox, log *slog.Logger) (*webhook.Sender, error) {
+	hosts, err := webhookHosts(cfg)
+	if err != nil {
+		return nil, err
+	}
+	configured, err := config.LoadWebhookSecrets(environ)
+	if err != nil {
+		return nil, err
+	}
+	var secrets []webhook.Secret
+	for i, s := range configured {
+		if len(s.Key) < shortSecret {
+			log.Warn("a secret that signs webhooks is short: make one with `openssl rand -base64 32`", "secret", i+1, "bytes", len(s.Key), "at_least", shortSecret)
+		}
+		secrets = append(secrets, webhook.Secret{Text: []byte(s.Text), Key: []byte(s.Key)})
+	}
+	return webhook.New(webhook.Config{Outbox: outbox, Secrets: secrets, Allow: hosts, Timeout: cfg.Webhook.Timeout, Log: log})
+}
+
+// forgetDeliveries bounds the deliveries that are deleted in one transaction;
+// each may hold a body of a megabyte.
+const forgetDeliveries = 50
+
+// forgetWebhooks deletes deliveries that arrived or were given up a while ago.
+func (s *server) forgetWebhooks(ctx context.Context) {
+	for {
+		n, err := s.store.DeleteFinishedDeliveries(ctx, time.Now().Add(-s.cfg.Webhook.CleanupTTL), forgetDeliveries)
+		if err != nil && ctx.Err() == nil {
+			s.log.WarnContext(ctx, "deleting webhook deliveries", "error", err)
+		}
+		if err != nil || n < forgetDeliveries {
+			return
+		}
+	}
+}
