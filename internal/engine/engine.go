@@ -19,8 +19,8 @@ import (
 )
 
 // Engine is a container engine. All methods may be called concurrently; each
-// has a deadline of its own beside the context's, except Wait and Events, which
-// block as long as the context lets them.
+// has a deadline of its own beside the context's, except Wait, Events and
+// ImagePull, which block as long as the context lets them.
 //
 // Where an id is asked for, a name does as well.
 type Engine interface {
@@ -93,4 +93,12 @@ type Images interface {
 	// ImageRemove takes a name from an image, and the image with its last
 	// name. A missing one is a success; one in use is ErrConflict.
 	ImageRemove(ctx context.Context, ref string) error
+	// ImagePull fetches an image from its registry and gives its id. progress, if
+	// not nil, is called now and then by this goroutine. What the registry
+	// doesn't have is ErrImageMissing, what it doesn't give to this login
+	// ErrDenied, any other fault on the way ErrRegistry. A pull that was cut off,
+	// also by ctx, leaves no image behind.
+	ImagePull(ctx context.Context, p Pull, progress func(PullProgress)) (string, error)
+	// ImageSearch asks registries for images. A registry that fails is ErrRegistry.
+	ImageSearch(ctx context.Context, s Search) ([]FoundImage, error)
 }

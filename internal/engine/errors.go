@@ -19,6 +19,14 @@ var (
 	ErrInvalid = errors.New("refused by the container engine")
 	// ErrTooLarge: a file is longer than the limit that the caller gave.
 	ErrTooLarge = errors.New("too large")
+	// ErrRegistry: a registry didn't answer, or with a fault.
+	ErrRegistry = errors.New("registry failed")
+	// ErrInterrupted: a registry's connection broke in the middle. It is an
+	// ErrRegistry too, and trying again at once may help.
+	ErrInterrupted = fmt.Errorf("%w: the connection broke", ErrRegistry)
+	// ErrDenied: a registry doesn't give the image to this login, or to nobody
+	// without one.
+	ErrDenied = errors.New("denied by the registry")
 	// ErrStorageFull: the engine's disk is full.
 	ErrStorageFull = errors.New("container storage is full")
 )

@@ -50,6 +50,8 @@ type Fake struct {
 	wake       chan struct{} // closed and replaced at every change
 	containers map[string]*fakeContainer
 	images     map[string]*fakeImage // by name
+	offers     map[string]Offer      // by name
+	pulls      []engine.Pull
 	events     []engine.Event
 	serial     int
 	running    sync.WaitGroup
@@ -79,7 +81,7 @@ func NewFake(cfg FakeConfig) *Fake {
 	}
 	return &Fake{
 		cfg: cfg, wake: make(chan struct{}),
-		containers: map[string]*fakeContainer{}, images: map[string]*fakeImage{},
+		containers: map[string]*fakeContainer{}, images: map[string]*fakeImage{}, offers: map[string]Offer{},
 	}
 }
 
@@ -168,7 +170,7 @@ func (f *Fake) Create(ctx context.Context, spec engine.ContainerSpec) (engine.Cr
 		return engine.Created{}, err
 	}
 	defer f.mu.Unlock()
-	image, ok := f.images[spec.Image]
+	image, ok := f.image(spec.Image)
 	if !ok {
 		return engine.Created{}, fakeError("create container "+spec.Name, engine.ErrImageMissing)
 	}

@@ -69,13 +69,26 @@ func (i *fakeImage) resolve(name string, last bool) string {
 	return done
 }
 
+// image finds an image by its name or its id. The lock is held.
+func (f *Fake) image(ref string) (*fakeImage, bool) {
+	if i, ok := f.images[ref]; ok {
+		return i, true
+	}
+	for _, i := range f.images {
+		if i.ID == ref {
+			return i, true
+		}
+	}
+	return nil, false
+}
+
 // ImageExists implements engine.Images.
 func (f *Fake) ImageExists(ctx context.Context, ref string) (bool, error) {
 	if err := f.enter(ctx, "ImageExists"); err != nil {
 		return false, err
 	}
 	defer f.mu.Unlock()
-	_, ok := f.images[ref]
+	_, ok := f.image(ref)
 	return ok, nil
 }
 
@@ -85,7 +98,7 @@ func (f *Fake) ImageInspect(ctx context.Context, ref string) (engine.Image, erro
 		return engine.Image{}, err
 	}
 	defer f.mu.Unlock()
-	i, ok := f.images[ref]
+	i, ok := f.image(ref)
 	if !ok {
 		return engine.Image{}, fakeError("inspect image "+ref, engine.ErrImageMissing)
 	}
@@ -111,25 +124,34 @@ func (f *Fake) ImageLoad(ctx context.Context, archive io.Reader) ([]string, erro
 		return nil, err
 	}
 	defer f.mu.Unlock()
-	parts, err := readTar(archive)
+	refs, layer, config, err := openArchive(archive)
+	if err != nil {
+		return nil, &engine.Error{Op: "load image", Message: fmt.Sprintf("not an image archive: %v", err), Kind: engine.ErrInvalid}
+	}
+	for _, ref := range refs {
+		if err := f.addImage(ref, layer, config); err != nil {
+			return nil, err
+		}
+	}
+	return refs, nil
+}
+
+// openArchive takes an image with one layer out of an archive.
+func openArchive(r io.Reader) (refs []string, layer []byte, config archiveConfig, err error) {
+	parts, err := readTar(r)
 	var manifests []archiveManifest
 	if err == nil {
 		err = json.Unmarshal(parts["/manifest.json"].data, &manifests)
 	}
-	if err != nil || len(manifests) != 1 || len(manifests[0].Layers) != 1 {
-		return nil, &engine.Error{Op: "load image", Message: fmt.Sprintf("not an image archive: %v", err), Kind: engine.ErrInvalid}
+	if err == nil && (len(manifests) != 1 || len(manifests[0].Layers) != 1) {
+		err = errors.New("not one image with one layer")
+	}
+	if err != nil {
+		return nil, nil, config, err
 	}
 	m := manifests[0]
-	var config archiveConfig
-	if err := json.Unmarshal(parts["/"+m.Config].data, &config); err != nil {
-		return nil, err
-	}
-	for _, ref := range m.RepoTags {
-		if err := f.addImage(ref, parts["/"+m.Layers[0]].data, config); err != nil {
-			return nil, err
-		}
-	}
-	return m.RepoTags, nil
+	err = json.Unmarshal(parts["/"+m.Config].data, &config)
+	return m.RepoTags, parts["/"+m.Layers[0]].data, config, err
 }
 
 // ImageImport implements engine.Images.
@@ -170,7 +192,7 @@ func (f *Fake) ImageRemove(ctx context.Context, ref string) error {
 	}
 	defer f.mu.Unlock()
 	for _, c := range f.containers {
-		if c.Image == ref {
+		if c.Image == ref || f.images[ref] != nil && c.Image == f.images[ref].ID {
 			return fakeError("remove image "+ref, engine.ErrConflict)
 		}
 	}

@@ -33,6 +33,7 @@ func (c *Client) ImageInspect(ctx context.Context, ref string) (engine.Image, er
 		ID           string `json:"Id"`
 		Digest       string
 		RepoTags     []string
+		RepoDigests  []string
 		Labels       map[string]string
 		Created      time.Time
 		Size         int64
@@ -51,7 +52,7 @@ func (c *Client) ImageInspect(ctx context.Context, ref string) (engine.Image, er
 		limit: queryLimit, missing: engine.ErrImageMissing,
 	}, &a)
 	return engine.Image{
-		ID: a.ID, Digest: a.Digest, Names: a.RepoTags, Labels: a.Labels, Created: a.Created, Bytes: a.Size,
+		ID: a.ID, Digest: a.Digest, Names: a.RepoTags, DigestNames: a.RepoDigests, Labels: a.Labels, Created: a.Created, Bytes: a.Size,
 		Env: a.Config.Env, Entrypoint: a.Config.Entrypoint, Command: a.Config.Cmd, User: a.Config.User,
 		Workdir: a.Config.WorkingDir, OS: a.OS, Architecture: a.Architecture,
 	}, err
@@ -60,12 +61,13 @@ func (c *Client) ImageInspect(ctx context.Context, ref string) (engine.Image, er
 // ImageList implements engine.Images.
 func (c *Client) ImageList(ctx context.Context) ([]engine.Image, error) {
 	var answer []struct {
-		ID       string `json:"Id"`
-		Digest   string
-		RepoTags []string
-		Labels   map[string]string
-		Created  int64
-		Size     int64
+		ID          string `json:"Id"`
+		Digest      string
+		RepoTags    []string
+		RepoDigests []string
+		Labels      map[string]string
+		Created     int64
+		Size        int64
 	}
 	err := c.call(ctx, request{op: "list images", method: http.MethodGet, path: "/images/json", limit: queryLimit}, &answer)
 	if err != nil {
@@ -74,7 +76,7 @@ func (c *Client) ImageList(ctx context.Context) ([]engine.Image, error) {
 	list := make([]engine.Image, 0, len(answer))
 	for _, a := range answer {
 		list = append(list, engine.Image{
-			ID: a.ID, Digest: a.Digest, Names: a.RepoTags, Labels: a.Labels, Created: unixTime(a.Created), Bytes: a.Size,
+			ID: a.ID, Digest: a.Digest, Names: a.RepoTags, DigestNames: a.RepoDigests, Labels: a.Labels, Created: unixTime(a.Created), Bytes: a.Size,
 		})
 	}
 	return list, nil

@@ -233,3 +233,30 @@ func TestMapsLayers(t *testing.T) {
 		}
 	}
 }
+
+// TestRegistryErrors: the faults of registries are told apart by the engine's
+// words, those that releases were seen to use.
+func TestRegistryErrors(t *testing.T) {
+	for message, want := range map[string]error{
+		"initializing source docker://h/x:1: reading manifest 1 in h/x: name unknown: Unknown name":                                                  engine.ErrImageMissing,
+		"initializing source docker://h/x:1: reading manifest 1 in h/x: manifest unknown":                                                            engine.ErrImageMissing,
+		"choosing an image from manifest list docker://h/x:1: no image found in manifest list for architecture amd64, variant \"\", OS linux":        engine.ErrImageMissing,
+		"initializing source docker://h/x:1: reading manifest 1 in h/x: unauthorized: authentication required":                                       engine.ErrDenied,
+		"unable to retrieve auth token: invalid username/password: unauthorized":                                                                     engine.ErrDenied,
+		"initializing source docker://h/x:1: pinging container registry h: Get \"https://h/v2/\": dial tcp 127.0.0.1:1: connect: connection refused": engine.ErrRegistry,
+		"writing blob: storing blob to file \"/var/tmp/storage1/1\": happened during read: unexpected EOF":                                           engine.ErrInterrupted,
+		"writing blob: adding layer with blob \"sha256:1\": write /x: no space left on device":                                                       engine.ErrStorageFull,
+	} {
+		err := registryError(&engine.Error{Op: "pull", Message: message, Kind: kindOf(0, message, nil)})
+		if !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", message, errors.Unwrap(err), want)
+		}
+		if strings.Contains(message, "refused") && errors.Is(err, engine.ErrInterrupted) {
+			t.Errorf("%s would be tried again", message)
+		}
+	}
+	gone := &engine.Error{Op: "pull", Message: "EOF", Kind: engine.ErrUnavailable}
+	if err := registryError(gone); !errors.Is(err, engine.ErrUnavailable) || errors.Is(err, engine.ErrRegistry) {
+		t.Errorf("the engine went away: %v", err)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -36,6 +37,7 @@ type request struct {
 	path    string
 	query   url.Values
 	body    any // nil, an io.Reader, or what is sent as JSON
+	header  http.Header
 	limit   time.Duration
 	missing error // the kind of a 404; nil: ErrNotFound
 	also    int   // a status beyond 2xx that is a success as well
@@ -139,6 +141,7 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	maps.Copy(req.Header, r.header)
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
 	}
