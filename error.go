@@ -37,6 +37,8 @@ const (
 	StorageBusy     Code = "storage_busy"          // 503
 	NotEnforced     Code = "not_enforced"          // 400
 	ImageMissing    Code = "image_missing"         // 400
+	ImageForbidden  Code = "image_not_allowed"     // 400
+	RegistryFailed  Code = "registry_failed"       // 502
 	MethodForbidden Code = "method_not_allowed"    // 405
 	SessionUnusable Code = "session"               // only of runs: ReasonSession
 )

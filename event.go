@@ -20,6 +20,7 @@ const (
 	EventCut             EventType = "cut"
 	EventBackgroundEnded EventType = "background_ended"
 	EventWarning         EventType = "warning"
+	EventImageProgress   EventType = "image.progress"
 	EventEgressDenied    EventType = "egress.denied"
 	EventNetworkChanged  EventType = "network.changed"
 	EventTruncated       EventType = "truncated"

@@ -91,6 +91,18 @@ type Agent struct {
 	// Image is the image of runs that name none. Default: the agent image
 	// that `stromboli setup --image` makes.
 	Image string `env:"IMAGE"`
+	// AllowedImagePatterns are the images that runs may use and that may be
+	// pulled, comma-separated: ghcr.io/org/*, python:3.*, localhost/**. Names are
+	// completed as Docker does; * stands for anything but a slash, ** for
+	// anything, and a pattern without a tag means every tag. Empty: every image
+	// on this machine may be used, and none is pulled.
+	AllowedImagePatterns []string `env:"ALLOWED_IMAGE_PATTERNS"`
+	// InsecureRegistries are registries (host or host:port, comma-separated)
+	// that are spoken to without TLS, or without checking its certificate. Those
+	// on this machine's loopback always are.
+	InsecureRegistries []string `env:"INSECURE_REGISTRIES"`
+	// PullTimeout is how long the pull of an image may take.
+	PullTimeout time.Duration `env:"PULL_TIMEOUT" envDefault:"30m"`
 	// AllowedVolumes are the host directories below which volumes may lie,
 	// comma-separated. Empty: every volume is refused.
 	AllowedVolumes []string `env:"ALLOWED_VOLUMES"`
@@ -260,6 +272,11 @@ func (c *Config) validate() error {
 	if err := c.validateAuth(); err != nil {
 		return err
 	}
+	for _, r := range c.Agent.InsecureRegistries {
+		if r == "" || strings.ContainsAny(r, "/* ") {
+			return fmt.Errorf("STROMBOLI_AGENT_INSECURE_REGISTRIES: %q is not host or host:port", r)
+		}
+	}
 	for _, v := range c.Agent.AllowedVolumes {
 		if !filepath.IsAbs(v) {
 			return fmt.Errorf("STROMBOLI_AGENT_ALLOWED_VOLUMES: %q is not an absolute path", v)
@@ -274,6 +291,8 @@ func (c *Config) validate() error {
 		return errors.New("STROMBOLI_SERVER_MAX_CONNECTIONS_PER_ADDRESS: must be at least 1")
 	case c.QueueMax < 0:
 		return errors.New("STROMBOLI_QUEUE_MAX: must not be negative")
+	case c.Agent.PullTimeout < time.Second:
+		return errors.New("STROMBOLI_AGENT_PULL_TIMEOUT: must be at least 1s")
 	case c.Runs.Max < 0:
 		return errors.New("STROMBOLI_RUNS_MAX: must not be negative")
 	case c.Runs.BackgroundWait < 0:

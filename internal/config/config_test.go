@@ -26,7 +26,7 @@ func TestDefaults(t *testing.T) {
 	want := &Config{
 		DataDir: "/home/u/.local/share/stromboli", CacheDir: "/home/u/.cache/stromboli",
 		Server:    Server{Address: "127.0.0.1:8080", MaxBody: 10 << 20, MaxConnections: 4096, MaxPerAddress: 1024},
-		Agent:     Agent{CredentialsFile: "/home/u/.claude/.credentials.json"},
+		Agent:     Agent{CredentialsFile: "/home/u/.claude/.credentials.json", PullTimeout: 30 * time.Minute},
 		Resources: Resources{Memory: "512m", CPUs: "1", Disk: "10g", Timeout: 30 * time.Minute},
 		JWT:       JWT{Expiry: 24 * time.Hour, RefreshExpiry: 168 * time.Hour},
 		RateLimit: RateLimit{RPS: 10, Burst: 20},
@@ -62,6 +62,7 @@ func TestEveryVariable(t *testing.T) {
 		"STROMBOLI_LOG_LEVEL": "debug", "STROMBOLI_QUEUE_MAX": "5", "STROMBOLI_ORPHAN_TIMEOUT": "7m",
 		"STROMBOLI_SANDBOX_USERNS": "none",
 		"STROMBOLI_WEBHOOK_ALLOW":  "10.0.0.0/8", "STROMBOLI_WEBHOOK_TIMEOUT": "9s", "STROMBOLI_WEBHOOK_CLEANUP_TTL": "3h",
+		"STROMBOLI_AGENT_ALLOWED_IMAGE_PATTERNS": "a", "STROMBOLI_AGENT_INSECURE_REGISTRIES": "r:1", "STROMBOLI_AGENT_PULL_TIMEOUT": "3m",
 		"STROMBOLI_RESOURCES_DISK": "1g", "STROMBOLI_DISK_RESERVE": "2g",
 		"STROMBOLI_SERVER_MAX_CONNECTIONS": "9", "STROMBOLI_SERVER_MAX_CONNECTIONS_PER_ADDRESS": "8",
 	}
@@ -109,6 +110,8 @@ func TestRefused(t *testing.T) {
 		{"STROMBOLI_SERVER_ADDRESS=", ""}, // unset
 		{"STROMBOLI_SERVER_MAX_BODY=1", "STROMBOLI_SERVER_MAX_BODY"},
 		{"STROMBOLI_SERVER_MAX_BODY=10m", "MaxBody"},
+		{"STROMBOLI_AGENT_INSECURE_REGISTRIES=http://x", "STROMBOLI_AGENT_INSECURE_REGISTRIES"},
+		{"STROMBOLI_AGENT_PULL_TIMEOUT=1ms", "STROMBOLI_AGENT_PULL_TIMEOUT"},
 		{"STROMBOLI_AGENT_ALLOWED_VOLUMES=data", "STROMBOLI_AGENT_ALLOWED_VOLUMES"},
 		{"STROMBOLI_AGENT_ALLOWED_VOLUMES=/a,", "STROMBOLI_AGENT_ALLOWED_VOLUMES"},
 		{"STROMBOLI_QUEUE_MAX=-1", "STROMBOLI_QUEUE_MAX"},
@@ -172,5 +175,21 @@ func TestDirectories(t *testing.T) {
 	}
 	if _, err := Load([]string{"STROMBOLI_DATA_DIR=/d", "STROMBOLI_CACHE_DIR=/c"}); err != nil {
 		t.Errorf("without a home and with directories: %v", err)
+	}
+}
+
+func TestRegistryAuthFiles(t *testing.T) {
+	for _, tt := range []struct {
+		environ []string
+		want    []string
+	}{
+		{[]string{"HOME=/h", "REGISTRY_AUTH_FILE=/f"}, []string{"/f"}},
+		{[]string{"HOME=/h", "XDG_RUNTIME_DIR=/r"}, []string{"/r/containers/auth.json", "/h/.config/containers/auth.json", "/h/.docker/config.json"}},
+		{[]string{"HOME=/h", "XDG_CONFIG_HOME=/c", "DOCKER_CONFIG=/d"}, []string{"/run/containers/7/auth.json", "/c/containers/auth.json", "/d/config.json"}},
+		{nil, []string{"/run/containers/7/auth.json"}},
+	} {
+		if got := RegistryAuthFiles(tt.environ, 7); !slices.Equal(got, tt.want) {
+			t.Errorf("%v: %v", tt.environ, got)
+		}
 	}
 }

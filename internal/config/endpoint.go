@@ -2,6 +2,8 @@ package config
 
 import (
 	"fmt"
+	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/caarlos0/env/v11"
@@ -45,4 +47,35 @@ func Proxy(environ []string) UpstreamProxy {
 		return ""
 	}
 	return UpstreamProxy{URL: Secret(first("https_proxy", "HTTPS_PROXY")), NoProxy: first("no_proxy", "NO_PROXY")}
+}
+
+// RegistryAuthFiles are the files that may hold this user's logins for
+// registries, as Podman's own tools look for them: what REGISTRY_AUTH_FILE
+// names alone, else Podman's, then Docker's.
+func RegistryAuthFiles(environ []string, uid int) []string {
+	vars := env.ToMap(environ)
+	if f := vars["REGISTRY_AUTH_FILE"]; f != "" {
+		return []string{f}
+	}
+	var files []string
+	if dir := vars["XDG_RUNTIME_DIR"]; filepath.IsAbs(dir) {
+		files = append(files, filepath.Join(dir, "containers", "auth.json"))
+	} else {
+		files = append(files, filepath.Join("/run/containers", strconv.Itoa(uid), "auth.json"))
+	}
+	docker := vars["DOCKER_CONFIG"]
+	if home := vars["HOME"]; home != "" {
+		if dir := vars["XDG_CONFIG_HOME"]; filepath.IsAbs(dir) {
+			files = append(files, filepath.Join(dir, "containers", "auth.json"))
+		} else {
+			files = append(files, filepath.Join(home, ".config", "containers", "auth.json"))
+		}
+		if docker == "" {
+			docker = filepath.Join(home, ".docker")
+		}
+	}
+	if docker != "" {
+		files = append(files, filepath.Join(docker, "config.json"))
+	}
+	return files
 }

@@ -30,6 +30,9 @@ const DefaultWorkdir = "/workspace"
 type Config struct {
 	// Image is the agent image.
 	Image string
+	// ImagePatterns are the images that runs may use beside it; none: every one
+	// that is on this machine.
+	ImagePatterns ImagePatterns
 	// Memory in bytes, NanoCPUs (billionths of a CPU) and Timeout are what a
 	// run gets that names none.
 	Memory   int64
