@@ -273,7 +273,7 @@ func (m *Manager) containerSpec(s Spec, rec record, checked Plan, mounts []engin
 	}
 	spec := engine.ContainerSpec{
 		UserNS: rec.namespace(m.cfg.Info.Rootless),
-		Name:   containerName(s.ID), Image: checked.Image,
+		Name:   containerName(s.ID), Image: checked.imageID,
 		Labels:  map[string]string{labelInstance: m.cfg.Instance, labelSandbox: s.ID, labelRun: s.RunID},
 		Command: []string{shimPath}, User: "0:0", Workdir: "/", Hostname: hostName,
 		Mounts: mounts, Tmpfs: []engine.Tmpfs{{Target: runPath, Bytes: tmpfsBytes, Mode: 0o700}},

@@ -7,10 +7,12 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/engine"
 	"github.com/tomblancdev/stromboli/internal/policy"
 )
 
@@ -21,7 +23,10 @@ type Plan struct {
 	Workdir  string
 	UID, GID int // the agent's, in the sandbox
 	Warnings []stromboli.Warning
+	// ImageNames are all names of the image on this machine, in full.
+	ImageNames []string
 
+	imageID     string // what is run: the name may come to mean another image
 	facts       facts
 	mounts      []mount
 	workspaceAt string // where the session's own workspace is mounted; empty: nowhere
@@ -40,18 +45,21 @@ type mount struct {
 
 // Check refuses what no sandbox could be made from: an image that is missing
 // or can't run the CLI, a volume outside the allowed directories, limits that
-// can't be enforced, an agent that would have to be root.
+// can't be enforced, an agent that would have to be root. Where nothing but the
+// image is missing the error is ErrImageAbsent, and the plan all that can be
+// said without it.
 func (m *Manager) Check(ctx context.Context, p policy.Plan) (Plan, error) {
 	out := Plan{Image: p.Image, Workdir: p.Workdir}
 	if err := m.enforceable(&out); err != nil {
 		return Plan{}, err
 	}
-	var err error
-	if out.facts, err = m.facts.of(ctx, out.Image); err != nil {
-		return Plan{}, err
-	}
-	if err := out.facts.usable(out.Image); err != nil {
-		return Plan{}, err
+	image, absent := m.facts.inspect(ctx, out.Image)
+	if absent == nil {
+		if err := m.takeImage(ctx, &out, image); err != nil {
+			return Plan{}, err
+		}
+	} else if !errors.Is(absent, ErrImageAbsent) {
+		return Plan{}, absent
 	}
 	for _, v := range p.Mounts {
 		mt, err := m.resolve(v)
@@ -60,24 +68,44 @@ func (m *Manager) Check(ctx context.Context, p policy.Plan) (Plan, error) {
 		}
 		out.mounts = append(out.mounts, mt)
 	}
+	if absent == nil {
+		if err := m.fitImage(ctx, &out, p.Mounts); err != nil {
+			return Plan{}, err
+		}
+	}
+	if err := m.chooseUser(&out); err != nil {
+		return Plan{}, err
+	}
+	return out, absent
+}
+
+// fitImage makes sure that the mounts have their places in the image.
+func (m *Manager) fitImage(ctx context.Context, p *Plan, mounts []policy.Mount) error {
 	var targets []string
-	for _, v := range p.Mounts {
+	for _, v := range mounts {
 		if v.Within == "" {
 			targets = append(targets, v.Target)
 		}
 	}
-	if _, err := m.facts.paths(ctx, out.facts, out.Image, targets...); err != nil { // all at once
-		return Plan{}, err
+	if _, err := m.facts.paths(ctx, p.facts, p.imageID, targets...); err != nil { // all at once
+		return err
 	}
-	for i := range out.mounts {
-		if err := m.checkTarget(ctx, &out, p.Mounts[i]); err != nil {
-			return Plan{}, err
+	for i := range p.mounts {
+		if err := m.checkTarget(ctx, p, mounts[i]); err != nil {
+			return err
 		}
 	}
-	if err := m.placeWorkspace(ctx, &out); err != nil {
-		return Plan{}, err
+	return m.placeWorkspace(ctx, p)
+}
+
+// takeImage makes sure that the agent can work in an image.
+func (m *Manager) takeImage(ctx context.Context, p *Plan, image engine.Image) error {
+	var err error
+	if p.facts, err = m.facts.about(ctx, image); err != nil {
+		return err
 	}
-	return out, m.chooseUser(&out)
+	p.imageID, p.ImageNames = image.ID, slices.Concat(image.Names, image.DigestNames)
+	return p.facts.usable(p.Image)
 }
 
 // Workspace names where the agent works, for all runs that work there: the
@@ -167,7 +195,7 @@ func (m *Manager) checkTarget(ctx context.Context, p *Plan, v policy.Mount) erro
 	if v.Within != "" {
 		return p.checkNested(v)
 	}
-	link, err := m.facts.symlink(ctx, p.facts, p.Image, v.Target)
+	link, err := m.facts.symlink(ctx, p.facts, p.imageID, v.Target)
 	if err != nil {
 		return err
 	}
@@ -201,7 +229,7 @@ func (p *Plan) checkNested(v policy.Mount) error {
 func (m *Manager) placeWorkspace(ctx context.Context, p *Plan) error {
 	covered := p.covers(p.Workdir) != nil || below(p.Workdir, HomePath) || below(p.Workdir, "/tmp")
 	if !covered && p.Workdir != WorkspacePath {
-		exists, err := m.facts.directory(ctx, p.facts, p.Image, p.Workdir)
+		exists, err := m.facts.directory(ctx, p.facts, p.imageID, p.Workdir)
 		if err != nil {
 			return err
 		}
