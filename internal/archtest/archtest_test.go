@@ -41,6 +41,7 @@ func may() map[string][]string {
 		"internal/engine/enginetest": {"internal/engine"},
 		"internal/shim":              {root, "internal/unixsock"},
 		"internal/sandbox":           {root, "internal/engine", "internal/idmap", "internal/shim", "internal/policy"},
+		"internal/image":             {root, "internal/engine", "internal/policy"},
 		"internal/modelstub":         {},
 		"internal/egress":            {root, "internal/policy", "internal/unixsock"},
 		// The shim's lines, process and exit are what the runner speaks; aliases in
@@ -83,7 +84,8 @@ func mayInTests() map[string][]string {
 		"internal/secret":            {"internal/store"},
 		"internal/auth":              {"internal/store"},
 		"internal/webhook":           {"internal/store"},
-		"internal/runner":            {"internal/secret", "internal/store", "internal/eventlog", "internal/blob", "internal/engine", "internal/engine/enginetest"},
+		"internal/image":             {"internal/engine/enginetest"},
+		"internal/runner":            {"internal/image", "internal/secret", "internal/store", "internal/eventlog", "internal/blob", "internal/engine", "internal/engine/enginetest"},
 		// Bad input is judged in tests by those who judge it in the server.
 		"internal/api": {"internal/api/apitest", "internal/claude", "internal/policy"},
 		"client":       {"internal/api", "internal/api/apitest", "internal/eventlog", "internal/auth"},
