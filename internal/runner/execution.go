@@ -232,7 +232,7 @@ func (e *execution) startFailure(ctx context.Context, err error) (stromboli.Outc
 	switch stromboli.CodeOf(err) {
 	case stromboli.NotEnforced:
 		return e.failed(stromboli.ReasonNotEnforced, err), nil
-	case stromboli.ImageMissing:
+	case stromboli.ImageMissing, stromboli.ImageForbidden:
 		return e.failed(stromboli.ReasonImage, err), nil
 	case stromboli.StorageFull:
 		return e.failed(stromboli.ReasonDisk, err), nil

@@ -21,6 +21,7 @@ import (
 	"github.com/tomblancdev/stromboli/internal/engine"
 	"github.com/tomblancdev/stromboli/internal/engine/enginetest"
 	"github.com/tomblancdev/stromboli/internal/eventlog"
+	images "github.com/tomblancdev/stromboli/internal/image"
 	"github.com/tomblancdev/stromboli/internal/policy"
 	"github.com/tomblancdev/stromboli/internal/runner"
 	"github.com/tomblancdev/stromboli/internal/sandbox"
@@ -118,6 +119,7 @@ type options struct {
 	oom        bool             // containers that end have run out of memory
 	faults     *faults
 	disk       int64 // a sandbox's limit of the disk
+	patterns   []string
 }
 
 // start opens a server's parts and recovers what the one before left.
@@ -161,9 +163,13 @@ func (w *world) tryStart(o options) (*life, error) {
 		l.faults = &faults{}
 	}
 	l.faults.Store, l.faults.cancel = st, cancel
+	patterns, err := policy.ParseImagePatterns(o.patterns)
+	must(w.t, err)
+	library := images.New(images.Config{Engine: w.engine, Facts: l.boxes, Patterns: patterns, PullTimeout: time.Minute, Log: log})
 	l.Runner = runner.New(runner.Config{
-		Store: l.faults, Log: faultyLog{l.log, l.faults}, Sandboxes: roomy{l.boxes, w}, Blobs: blobs, Model: w, Connections: &w.network, Secrets: secret.NewVault(st, w.keys),
-		Policy: policy.Config{Image: image, Memory: 64 << 20, NanoCPUs: 1e9, Timeout: time.Minute, Home: sandbox.HomePath},
+		Images: library,
+		Store:  l.faults, Log: faultyLog{l.log, l.faults}, Sandboxes: roomy{l.boxes, w}, Blobs: blobs, Model: w, Connections: &w.network, Secrets: secret.NewVault(st, w.keys),
+		Policy: policy.Config{Image: image, ImagePatterns: patterns, Memory: 64 << 20, NanoCPUs: 1e9, Timeout: time.Minute, Home: sandbox.HomePath},
 		Owner:  "test", MaxRunning: o.max, MaxQueued: o.queue, BackgroundWait: o.background, Now: o.now, Logger: log,
 	})
 	if err := l.Recover(ctx); err != nil {
@@ -178,6 +184,7 @@ func (w *world) tryStart(o options) (*life, error) {
 		once.Do(func() {
 			cancel()
 			done.Wait()
+			library.Close()
 			_ = st.Close()
 			_ = blobs.Close()
 		})

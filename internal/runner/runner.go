@@ -32,6 +32,7 @@ type Config struct {
 	// Connections are what sandboxes do on the network.
 	Connections Connections
 	Secrets     Secrets
+	Images      Images
 	Policy      policy.Config
 
 	Owner          string        // names this server in the rows that it executes

@@ -41,11 +41,9 @@ func (e *execution) start(ctx context.Context) error {
 		return err
 	}
 	if e.checked == nil {
-		checked, err := e.r.check(create, e.plan, e.row.Spec.Claude)
-		if err != nil {
+		if err := e.checkAgain(create); err != nil {
 			return err
 		}
-		e.checked = &checked
 	}
 	spec := sandbox.Spec{
 		ID: e.row.SandboxID, RunID: e.id, SessionID: session.ID,

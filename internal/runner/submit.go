@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -45,7 +46,8 @@ func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.
 		return stromboli.Run{}, false, err
 	}
 	checked, err := r.check(ctx, plan, s.Spec.Claude)
-	if err != nil {
+	absent := errors.Is(err, sandbox.ErrImageAbsent) // the run will pull it
+	if err != nil && !absent {
 		return stromboli.Run{}, false, err
 	}
 	n := stromboli.NewRun{
@@ -60,7 +62,10 @@ func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.
 		n.Idempotency = &s.Idempotency
 	}
 	session(s, checked.Workspace(), &n)
-	return r.create(ctx, n, checked)
+	if absent {
+		return r.create(ctx, n, nil)
+	}
+	return r.create(ctx, n, &checked)
 }
 
 // checkWebhook judges where the run's end is to be told.
@@ -88,14 +93,16 @@ func checkMessage(spec stromboli.RunSpec) error {
 }
 
 // check judges a plan by this host, and adds what is to be said of the options.
+// With sandbox.ErrImageAbsent, of an image that may be pulled, the plan is what
+// can be said without it.
 func (r *Runner) check(ctx context.Context, plan policy.Plan, o stromboli.ClaudeOptions) (sandbox.Plan, error) {
 	checked, err := r.cfg.Sandboxes.Check(ctx, plan)
-	if err != nil {
+	if err = r.judgeImage(plan.Image, checked, err); err != nil && !errors.Is(err, sandbox.ErrImageAbsent) {
 		return sandbox.Plan{}, err
 	}
 	checked.Warnings = append(slices.Clone(checked.Warnings), claude.Advice(o)...)
 	checked.Warnings = append(checked.Warnings, networkAdvice(plan.Network)...)
-	return checked, nil
+	return checked, err
 }
 
 // session says which session the run belongs to. The store decides, with the
@@ -130,8 +137,8 @@ func session(s stromboli.Submission, workspace string, n *stromboli.NewRun) {
 }
 
 // create inserts the run with a slot of its own when one is free and nobody
-// waits for it, else as pending.
-func (r *Runner) create(ctx context.Context, n stromboli.NewRun, checked sandbox.Plan) (stromboli.Run, bool, error) {
+// waits for it, else as pending. checked is nil where the image has to be pulled.
+func (r *Runner) create(ctx context.Context, n stromboli.NewRun, checked *sandbox.Plan) (stromboli.Run, bool, error) {
 	done, err := r.enter()
 	if err != nil {
 		return stromboli.Run{}, false, err
@@ -172,7 +179,10 @@ func (r *Runner) create(ctx context.Context, n stromboli.NewRun, checked sandbox
 	}
 	r.cfg.Log.Wake(run.ID)
 	if direct {
-		e.row, e.accepted, e.checked = run, n.Run.CreatedAt, &checked
+		e.row, e.checked = run, checked
+		if checked != nil {
+			e.accepted = n.Run.CreatedAt
+		}
 		r.launch(e)
 	} else {
 		r.poke()
