@@ -28,7 +28,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func serve(t *testing.T, fake *apitest.Fake, addr string, change ...func(*api.Config)) (at string, stop func()) {
 	t.Helper()
 	cfg := api.Config{
-		Runs: fake, Events: fake, Sessions: &apitest.Shelf{}, Secrets: &apitest.Vault{}, Webhooks: &fake.Box, System: fake, Log: slog.New(slog.DiscardHandler), Drain: 100 * time.Millisecond,
+		Runs: fake, Events: fake, Sessions: &apitest.Shelf{}, Secrets: &apitest.Vault{}, Images: &apitest.Gallery{}, Webhooks: &fake.Box, System: fake, Log: slog.New(slog.DiscardHandler), Drain: 100 * time.Millisecond,
 		Retry: 10 * time.Millisecond, Render: func(line []byte) []string { return []string{string(line)} },
 	}
 	for _, c := range change {

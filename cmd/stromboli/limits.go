@@ -32,9 +32,13 @@ func policyConfig(cfg *config.Config, image string) (policy.Config, error) {
 	if err != nil {
 		return policy.Config{}, err
 	}
+	patterns, err := policy.ParseImagePatterns(cfg.Agent.AllowedImagePatterns)
+	if err != nil {
+		return policy.Config{}, err
+	}
 	return policy.Config{
 		Network: network, Webhooks: hosts,
-		Image: image, Memory: memory, NanoCPUs: cpus, Timeout: cfg.Resources.Timeout,
+		Image: image, ImagePatterns: patterns, Memory: memory, NanoCPUs: cpus, Timeout: cfg.Resources.Timeout,
 		AllowedVolumes: cfg.Agent.AllowedVolumes, Protected: []string{cfg.DataDir, cfg.SessionsDir(), cfg.SharedDir()}, Home: sandbox.HomePath,
 	}, nil
 }

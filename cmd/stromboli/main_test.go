@@ -118,7 +118,7 @@ func TestExitCodes(t *testing.T) {
 func serveFake(t *testing.T, fake *apitest.Fake, change ...func(*api.Config)) string {
 	t.Helper()
 	cfg := api.Config{
-		Runs: fake, Events: fake, Sessions: &apitest.Shelf{}, Secrets: &apitest.Vault{}, System: fake, Log: slog.New(slog.DiscardHandler), Drain: 100 * time.Millisecond, Render: claude.AssistantText,
+		Runs: fake, Events: fake, Sessions: &apitest.Shelf{}, Secrets: &apitest.Vault{}, Images: &apitest.Gallery{}, Webhooks: &fake.Box, System: fake, Log: slog.New(slog.DiscardHandler), Drain: 100 * time.Millisecond, Render: claude.AssistantText,
 	}
 	for _, c := range change {
 		c(&cfg)

@@ -25,6 +25,7 @@ import (
 	"github.com/tomblancdev/stromboli/internal/engine"
 	"github.com/tomblancdev/stromboli/internal/engine/podman"
 	"github.com/tomblancdev/stromboli/internal/eventlog"
+	"github.com/tomblancdev/stromboli/internal/image"
 	"github.com/tomblancdev/stromboli/internal/policy"
 	"github.com/tomblancdev/stromboli/internal/runner"
 	"github.com/tomblancdev/stromboli/internal/sandbox"
@@ -89,6 +90,7 @@ type server struct {
 	egress *egress.Supervisor
 	model  *model
 	boxes  *sandbox.Manager
+	images *image.Library
 	runner *runner.Runner
 	hooks  *webhook.Sender
 	api    *api.API
@@ -114,6 +116,7 @@ func (s *server) serve(ctx context.Context) (err error) {
 		return err
 	}
 	defer s.engine.Close()
+	defer s.images.Close()
 	defer func() { err = errors.Join(err, s.blobs.Close()) }()
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", s.cfg.Server.Address)
 	if err != nil {
@@ -313,13 +316,17 @@ func (s *server) open(ctx context.Context) error {
 	if err := s.fit(ctx); err != nil {
 		return err
 	}
+	s.images = image.New(image.Config{
+		Engine: s.engine, Facts: s.boxes, Patterns: limits.ImagePatterns, Insecure: s.cfg.Agent.InsecureRegistries,
+		AuthFiles: config.RegistryAuthFiles(s.environ, os.Geteuid()), PullTimeout: s.cfg.Agent.PullTimeout, Room: s.boxes.Room, Log: s.log,
+	})
 	s.runner = runner.New(runner.Config{
-		Store: s.store, Log: log, Sandboxes: s.boxes, Blobs: s.blobs, Model: s.model, Connections: s.egress, Secrets: s.vault, Policy: limits,
+		Store: s.store, Log: log, Sandboxes: s.boxes, Images: s.images, Blobs: s.blobs, Model: s.model, Connections: s.egress, Secrets: s.vault, Policy: limits,
 		Owner: owner(), MaxRunning: maxRunning(s.cfg, limits), MaxQueued: s.cfg.QueueMax,
 		BackgroundWait: s.cfg.Runs.BackgroundWait, Timezone: zone, Logger: s.log,
 	})
 	s.api, err = api.New(api.Config{
-		Runs: s.runner, Events: log, Sessions: s.runner, Secrets: s.vault, Webhooks: s.hooks, System: &system{s: s}, Log: s.log, Render: claude.AssistantText, Visible: claude.Visible,
+		Runs: s.runner, Events: log, Sessions: s.runner, Secrets: s.vault, Images: s.images, Webhooks: s.hooks, System: &system{s: s}, Log: s.log, Render: claude.AssistantText, Visible: claude.Visible,
 		Access: s.access(), Auth: s.auth, RateLimit: rate,
 		AllowedHosts: s.cfg.Server.AllowedHosts, MaxBody: s.cfg.Server.MaxBody,
 		MaxConnections: s.maxConnections(), MaxPerAddress: s.cfg.Server.MaxPerAddress,

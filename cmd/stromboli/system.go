@@ -30,7 +30,7 @@ const checkTime = 3 * time.Second
 // /version.
 func capabilities() []string {
 	return []string{
-		"events", "idempotency", "stream_resume", "run_stream_post", "egress_proxy", "network_policy", "egress_records", "attestation", "secrets", "survives_restart",
+		"events", "idempotency", "stream_resume", "run_stream_post", "egress_proxy", "network_policy", "egress_records", "attestation", "secrets", "images", "survives_restart",
 		"sessions", "session_import", "session_continue", "session_fork", "session_alias", "no_persistence", "env", "background_wait", "content", "webhooks",
 	}
 }

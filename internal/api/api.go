@@ -129,14 +129,15 @@ type Version struct {
 	Engine      string   `json:"engine"`
 }
 
-// Config makes an API. Runs, Events, Sessions, Secrets, Webhooks, System and Log
-// are required; zero durations and sizes get the defaults that their comments
+// Config makes an API. Runs, Events, Sessions, Secrets, Images, Webhooks, System
+// and Log are required; zero durations and sizes get the defaults that their comments
 // name.
 type Config struct {
 	Runs     Runs
 	Events   Events
 	Sessions Sessions
 	Secrets  Secrets
+	Images   Images
 	Webhooks Webhooks
 	System   System
 	Log      *slog.Logger
@@ -192,8 +193,8 @@ type API struct {
 
 // New makes an API and starts nothing.
 func New(cfg Config) (*API, error) {
-	if cfg.Runs == nil || cfg.Events == nil || cfg.Sessions == nil || cfg.Secrets == nil || cfg.Webhooks == nil || cfg.System == nil || cfg.Log == nil || cfg.Render == nil {
-		return nil, errors.New("api: Runs, Events, Sessions, Secrets, Webhooks, System, Log and Render are required")
+	if cfg.Runs == nil || cfg.Events == nil || cfg.Sessions == nil || cfg.Secrets == nil || cfg.Images == nil || cfg.Webhooks == nil || cfg.System == nil || cfg.Log == nil || cfg.Render == nil {
+		return nil, errors.New("api: Runs, Events, Sessions, Secrets, Images, Webhooks, System, Log and Render are required")
 	}
 	if cfg.Visible == nil {
 		cfg.Visible = func([]byte) bool { return true }
@@ -289,6 +290,10 @@ func (a *API) routes() []route {
 		{pattern: "POST /auth/refresh", acts: true, open: true, jwt: true, serve: a.authRefresh},
 		{pattern: "GET /auth/validate", anyScope: true, jwt: true, serve: a.authValidate},
 		{pattern: "POST /auth/logout", acts: true, anyScope: true, jwt: true, serve: a.authLogout},
+		{pattern: "GET /images", scope: stromboli.ScopeRead, serve: a.listImages},
+		{pattern: "GET /images/search", scope: stromboli.ScopeRead, serve: a.searchImages},
+		{pattern: "POST /images/pull", acts: true, scope: stromboli.ScopeRun, serve: a.pullImage},
+		{pattern: "GET /images/{name...}", scope: stromboli.ScopeRead, serve: a.getImage},
 		{pattern: "GET /webhooks/deliveries", scope: stromboli.ScopeRead, serve: a.listDeliveries},
 		{pattern: "POST /webhooks/deliveries/{id}/redeliver", acts: true, scope: stromboli.ScopeRun, serve: a.redeliver},
 		{pattern: "GET /health", open: true, serve: a.health},

@@ -35,7 +35,7 @@ type errorBody struct {
 // statusOf is the one table from codes to HTTP statuses.
 func statusOf(code stromboli.Code) int {
 	switch code {
-	case stromboli.Invalid, stromboli.NotSupported, stromboli.NotEnforced, stromboli.ImageMissing:
+	case stromboli.Invalid, stromboli.NotSupported, stromboli.NotEnforced, stromboli.ImageMissing, stromboli.ImageForbidden:
 		return http.StatusBadRequest
 	case stromboli.Unauthenticated:
 		return http.StatusUnauthorized
@@ -59,6 +59,8 @@ func statusOf(code stromboli.Code) int {
 		return http.StatusTooManyRequests
 	case codeHeaderTooLarge:
 		return http.StatusRequestHeaderFieldsTooLarge
+	case stromboli.RegistryFailed:
+		return http.StatusBadGateway
 	case stromboli.NotConfigured, stromboli.EngineDown, stromboli.Draining, stromboli.StorageFull, stromboli.StorageBusy, codeTooManyConnections:
 		return http.StatusServiceUnavailable
 	default:
@@ -66,12 +68,29 @@ func statusOf(code stromboli.Code) int {
 	}
 }
 
-// fail answers with an error. It is the only place that turns errors into
-// answers and that logs those which are the server's fault.
+// fail answers with an error. Nothing else turns errors into answers.
 func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if r.Context().Err() != nil && errors.Is(err, context.Canceled) {
 		return // the client is gone; nobody reads an answer
 	}
+	status, body := a.refusal(r, err)
+	h := w.Header()
+	switch status {
+	case http.StatusUnauthorized:
+		h.Set("WWW-Authenticate", "Bearer")
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		var after time.Duration
+		if e, ok := errors.AsType[*stromboli.Error](err); ok {
+			after = e.RetryAfter
+		}
+		setRetryAfter(h, after)
+	}
+	a.answer(w, r, status, body)
+}
+
+// refusal is an error as a caller is told of it. It logs those that are the
+// server's fault.
+func (a *API) refusal(r *http.Request, err error) (int, errorBody) {
 	body := errorBody{Code: stromboli.CodeOf(err), RequestID: requestID(r)}
 	e, coded := errors.AsType[*stromboli.Error](err)
 	status := statusOf(body.Code)
@@ -95,18 +114,7 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if status >= http.StatusInternalServerError {
 		a.log.ErrorContext(r.Context(), "request failed", "request_id", body.RequestID, "code", string(body.Code), "err", err)
 	}
-	h := w.Header()
-	switch status {
-	case http.StatusUnauthorized:
-		h.Set("WWW-Authenticate", "Bearer")
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		var after time.Duration
-		if coded {
-			after = e.RetryAfter
-		}
-		setRetryAfter(h, after)
-	}
-	a.answer(w, r, status, body)
+	return status, body
 }
 
 // setRetryAfter tells a client when to come back: whole seconds, at least one.

@@ -39,7 +39,7 @@ func start(t *testing.T, change ...func(*api.Config)) *server {
 func startOn(t *testing.T, fake *apitest.Fake, addr string, change ...func(*api.Config)) *server {
 	t.Helper()
 	cfg := api.Config{
-		Runs: fake, Events: fake, Sessions: &apitest.Shelf{}, Secrets: &apitest.Vault{}, Webhooks: &fake.Box, System: fake, Log: slog.New(slog.DiscardHandler), Render: render,
+		Runs: fake, Events: fake, Sessions: &apitest.Shelf{}, Secrets: &apitest.Vault{}, Images: &apitest.Gallery{}, Webhooks: &fake.Box, System: fake, Log: slog.New(slog.DiscardHandler), Render: render,
 		DisconnectGrace: 50 * time.Millisecond, Drain: 2 * time.Second,
 	}
 	for _, c := range change {

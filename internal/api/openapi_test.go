@@ -271,6 +271,8 @@ func (s *schemas) answers(rt route, op operation) object {
 	for status, a := range op.answers {
 		answer := object{"description": http.StatusText(status)}
 		switch {
+		case a.as != "" && a.body != nil:
+			answer["content"] = object{"application/json": object{"schema": s.of(a.body)}, a.as: object{"schema": object{"type": "string"}}}
 		case a.as != "":
 			answer["content"] = object{a.as: object{"schema": object{"type": "string"}}}
 		case a.body != nil && status >= http.StatusBadRequest: // the whole run, or a refusal

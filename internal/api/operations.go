@@ -28,7 +28,8 @@ type parameter struct {
 	required        bool
 }
 
-// answerOf is an answer's body; one that is no JSON has a type of its own.
+// answerOf is an answer's body; one that is no JSON has a type of its own. With
+// both it is what the request's Accept header says.
 type answerOf struct {
 	body any
 	as   string
@@ -68,7 +69,7 @@ func afterParams() []parameter {
 // operations describes every route, by its pattern; the documents themselves have
 // none.
 func operations() map[string]operation {
-	const runs, jobs, sessions, secrets, callers, webhooks, system = "execution", "jobs", "sessions", "secrets", "auth", "webhooks", "system"
+	const runs, jobs, sessions, secrets, images, callers, webhooks, system = "execution", "jobs", "sessions", "secrets", "images", "auth", "webhooks", "system"
 	lastEventID := parameter{name: "Last-Event-ID", in: "header", about: "The id of the last event that was received: the stream goes on after it.", value: ""}
 	return map[string]operation{
 		"POST /run": {
@@ -157,6 +158,24 @@ func operations() map[string]operation {
 		},
 		"GET /auth/validate": {id: "validateToken", tag: callers, summary: "Tells whose the credential is and when it ends.", answers: ok(validBody{})},
 		"POST /auth/logout":  {id: "logout", tag: callers, summary: "Makes a login's JWTs void.", answers: ok(logoutBody{})},
+		"GET /images": {
+			id: "listImages", tag: images, summary: "Lists the images on this machine, the best for agents first.", answers: ok(imageList{}),
+			errors: []int{http.StatusServiceUnavailable},
+		},
+		"GET /images/{name...}": {
+			id: "getImage", tag: images, summary: "Tells of an image; slashes in its name may be escaped.", answers: ok(imageDetail{}),
+			errors: []int{http.StatusServiceUnavailable},
+		},
+		"GET /images/search": {
+			id: "searchImages", tag: images, summary: "Asks a registry for images.", query: []parameter{
+				{name: "q", in: "query", about: "What to look for; the registry before the first slash, else Docker Hub, is asked.", value: "", required: true},
+				inQuery("limit", "At most so many, 1 to 100; 25 by default.", 0), inQuery("no_trunc", "Whether descriptions are whole.", false),
+			}, answers: ok(imageSearch{}), errors: []int{http.StatusBadGateway, http.StatusServiceUnavailable},
+		},
+		"POST /images/pull": {
+			id: "pullImage", tag: images, summary: "Pulls an image and waits for it; with Accept: text/event-stream its progress is streamed.", body: pullRequest{},
+			answers: map[int]answerOf{http.StatusOK: {body: pullResponse{}, as: "text/event-stream"}}, errors: []int{http.StatusNotFound, http.StatusBadGateway},
+		},
 		"GET /webhooks/deliveries": {
 			id: "listDeliveries", tag: webhooks, summary: "Lists what jobs' webhooks were or are to be told, newest first.", query: append(pageParams(),
 				inQuery("status", "One of pending, sending, delivered, dead, or several with commas.", ""), inQuery("job_id", "A job's id.", ""),

@@ -159,6 +159,17 @@ func intParam(q url.Values, name string, low, high, def int64) (int64, error) {
 	return n, nil
 }
 
+// boolParam reads true or false; unset is false.
+func boolParam(q url.Values, name string) (bool, error) {
+	switch q.Get(name) {
+	case "", "false", "0":
+		return false, nil
+	case "true", "1":
+		return true, nil
+	}
+	return false, stromboli.FieldError(name, "must be true or false")
+}
+
 // pageOf reads which page of something that is numbered is wanted.
 func pageOf(q url.Values) (after int64, limit int, err error) {
 	if after, err = intParam(q, "after", 0, 1<<53, 0); err != nil {

@@ -73,6 +73,10 @@ func ForeignRequests(o Objects) []Foreign {
 		{Pattern: "POST /secrets"}, // makes one of the caller's own
 		{Pattern: "GET /secrets/{name}", Path: "/secrets/" + o.Secret, Status: 404},
 		{Pattern: "DELETE /secrets/{name}", Path: "/secrets/" + o.Secret, Status: 404},
+		{Pattern: "GET /images"}, // the machine's, the same for all tenants
+		{Pattern: "GET /images/search"},
+		{Pattern: "GET /images/{name...}", Path: "/images/localhost/nobodys:1", Status: 404},
+		{Pattern: "POST /images/pull"},
 		{Pattern: "GET /webhooks/deliveries", Path: "/webhooks/deliveries", Status: 200},
 		{Pattern: "GET /webhooks/deliveries", Path: "/webhooks/deliveries?job_id=" + o.Run, Status: 200},
 		{Pattern: "POST /webhooks/deliveries/{id}/redeliver", Path: "/webhooks/deliveries/" + o.Delivery + "/redeliver", Status: 404},
