@@ -32,7 +32,7 @@ type Attestation struct {
 	// Masked are paths of the kernel's that can't be read, or not written.
 	Masked []string `json:"masked"`
 	// Limits by name: memory_bytes, swap_bytes (beyond memory), nano_cpus, pids,
-	// open_files.
+	// open_files, and cpu_shares or, with cgroup v2, cpu_weight.
 	Limits  map[string]AttestedLimit `json:"limits"`
 	Network NetworkMode              `json:"network"`
 	// Egress: filtered, or unfiltered with the network mode bridge.
@@ -63,6 +63,7 @@ type AttestedMount struct {
 	ReadOnly bool   `json:"read_only"`
 	NoSUID   bool   `json:"nosuid"`
 	NoDev    bool   `json:"nodev"`
+	NoExec   bool   `json:"noexec"`
 	Device   uint64 `json:"device,omitempty"` // of the target, where it is a volume
 	Inode    uint64 `json:"inode,omitempty"`
 }

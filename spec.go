@@ -39,7 +39,8 @@ type RunSpec struct {
 	// Prompt is the message to the agent. Required, not blank.
 	Prompt string `json:"prompt"`
 	// Workdir is the agent's working directory: an absolute path in the
-	// sandbox. Unset: /workspace.
+	// sandbox. A directory of the host below the allowed ones is mounted at the
+	// same path where no volume covers it. Unset: /workspace.
 	Workdir string `json:"workdir,omitempty"`
 	// WebhookURL is told of the end of an async run: an http or https URL.
 	WebhookURL string `json:"webhook_url,omitempty"`
@@ -193,7 +194,8 @@ type ContentSource struct {
 type PodmanOptions struct {
 	// Image is the sandbox's image. Unset: the server's agent image.
 	Image string `json:"image,omitempty"`
-	// Volumes are "host:container[:options]" mounts; options are ro and rw.
+	// Volumes are "host:container[:options]" mounts; options are ro, rw, noexec,
+	// nosuid, nodev, z and Z, separated by commas.
 	Volumes []string `json:"volumes,omitempty"`
 	// SecretsEnv gives the agent secrets as environment variables: the secrets'
 	// names by the variables'.

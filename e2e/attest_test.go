@@ -51,9 +51,11 @@ func TestNotEnforced(t *testing.T) {
 		{"the host's network", func(c *engine.ContainerSpec) { c.Network = engine.NetworkHost }, "the net namespace is the host's", false, false},
 		{"a bridge", func(c *engine.ContainerSpec) { c.Network = engine.NetworkBridge }, "the network has the devices", false, false},
 		{"a volume that can be written", func(c *engine.ContainerSpec) { each(c, "/data", func(m *engine.Mount) { m.ReadOnly = false }) }, "/data can be written", false, false},
+		{"a volume with programs", func(c *engine.ContainerSpec) { each(c, "/data", func(m *engine.Mount) { m.NoExec = false }) }, "programs in /data can be executed", false, false},
 		{"a volume left out", func(c *engine.ContainerSpec) { each(c, "/data", func(m *engine.Mount) { m.Target = "/elsewhere" }) }, "is not what was checked", false, false},
 		{"more memory", func(c *engine.ContainerSpec) { c.MemoryBytes *= 2 }, "memory: asked for", true, false},
 		{"more CPU", func(c *engine.ContainerSpec) { c.NanoCPUs *= 2 }, "cpus: asked for", true, false},
+		{"another weight", func(c *engine.ContainerSpec) { c.CPUShares = 2048 }, "cpu_shares: asked for", true, false},
 		{"no limit of processes", func(c *engine.ContainerSpec) { c.PidsLimit = -1 }, "pids: asked for", true, false},
 		{"other groups", func(c *engine.ContainerSpec) {
 			c.UserNS.GIDs = []engine.IDRange{{Container: 0, Host: 2_140_000_000, Size: 65536}}
@@ -66,8 +68,8 @@ func TestNotEnforced(t *testing.T) {
 			}
 			weak.weaken = c.weaken
 			plan := policy.Plan{
-				Workdir: "/workspace", Image: suite.image, MemoryBytes: 256 << 20, NanoCPUs: 5e8,
-				Mounts: []policy.Mount{{Source: volume, Target: "/data", ReadOnly: true, Field: "podman.volumes[0]"}},
+				Workdir: "/workspace", Image: suite.image, MemoryBytes: 256 << 20, NanoCPUs: 5e8, CPUShares: 512,
+				Mounts: []policy.Mount{{Source: volume, Target: "/data", ReadOnly: true, NoExec: true, Field: "podman.volumes[0]"}},
 			}
 			checked, err := m.Check(s.ctx(), plan)
 			if err != nil {

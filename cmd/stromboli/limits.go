@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/tomblancdev/stromboli"
@@ -36,11 +38,79 @@ func policyConfig(cfg *config.Config, image string) (policy.Config, error) {
 	if err != nil {
 		return policy.Config{}, err
 	}
-	return policy.Config{
+	limits := policy.Config{
 		Network: network, Webhooks: hosts,
 		Image: image, ImagePatterns: patterns, Memory: memory, NanoCPUs: cpus, Timeout: cfg.Resources.Timeout,
-		AllowedVolumes: cfg.Agent.AllowedVolumes, Protected: []string{cfg.DataDir, cfg.SessionsDir(), cfg.SharedDir()}, Home: sandbox.HomePath,
-	}, nil
+		AllowedVolumes: cfg.Agent.AllowedVolumes, AllowAllVolumes: cfg.Agent.AllowAllVolumes,
+		Protected: protected(cfg), Home: sandbox.HomePath,
+	}
+	return limits, maxima(cfg.Resources, &limits)
+}
+
+// maxima reads the most that a run may ask for. What runs get that don't say
+// must be within it.
+func maxima(r config.Resources, limits *policy.Config) (err error) {
+	if r.MaxMemory != "" {
+		if limits.MaxMemory, err = policy.ParseSize(r.MaxMemory); err != nil {
+			return fmt.Errorf("STROMBOLI_RESOURCES_MAX_MEMORY: %w", err)
+		}
+		if limits.Memory > limits.MaxMemory || limits.MaxMemory < policy.MinMemory {
+			return fmt.Errorf("STROMBOLI_RESOURCES_MAX_MEMORY: %s is below STROMBOLI_RESOURCES_MEMORY (%s), or below 32m", r.MaxMemory, r.Memory)
+		}
+	}
+	if r.MaxCPUs != "" {
+		if limits.MaxNanoCPUs, err = policy.ParseCPUs(r.MaxCPUs); err != nil {
+			return fmt.Errorf("STROMBOLI_RESOURCES_MAX_CPUS: %w", err)
+		}
+		if limits.NanoCPUs > limits.MaxNanoCPUs {
+			return fmt.Errorf("STROMBOLI_RESOURCES_MAX_CPUS: %s is below STROMBOLI_RESOURCES_CPUS (%s)", r.MaxCPUs, r.CPUs)
+		}
+	}
+	if n := r.MaxCPUShares; n != 0 {
+		if n < policy.MinCPUShares || n > policy.MaxCPUShares {
+			return fmt.Errorf("STROMBOLI_RESOURCES_MAX_CPU_SHARES: %d is not %d to %d", n, policy.MinCPUShares, policy.MaxCPUShares)
+		}
+		limits.MaxCPUShares = n
+	}
+	if r.MaxTimeout != 0 && r.MaxTimeout < r.Timeout {
+		return fmt.Errorf("STROMBOLI_RESOURCES_MAX_TIMEOUT: %s is below STROMBOLI_RESOURCES_TIMEOUT (%s)", r.MaxTimeout, r.Timeout)
+	}
+	limits.MaxTimeout = r.MaxTimeout
+	return nil
+}
+
+// protected are the paths that no volume may hold or lie in: what the server
+// keeps, and what would let an agent become it.
+func protected(cfg *config.Config) []string {
+	own := []string{cfg.DataDir, cfg.CacheDir, cfg.SessionsDir(), cfg.SharedDir()}
+	for _, file := range []string{cfg.Secrets.KeyFile, cfg.Agent.SecretsFile, cfg.Agent.CredentialsFile, cfg.APITokensFile} {
+		if file == "" {
+			continue
+		}
+		if abs, err := filepath.Abs(file); err == nil {
+			own = append(own, abs)
+		}
+	}
+	return own
+}
+
+// withoutLinks adds to paths what they lead to.
+func withoutLinks(paths []string) []string {
+	all := slices.Clone(paths)
+	for _, p := range paths {
+		if real, err := filepath.EvalSymlinks(p); err == nil && real != p {
+			all = append(all, real)
+		}
+	}
+	return all
+}
+
+// allowedVolumes are the directories below which volumes may lie.
+func allowedVolumes(cfg *config.Config) []string {
+	if cfg.Agent.AllowAllVolumes {
+		return []string{"/"}
+	}
+	return cfg.Agent.AllowedVolumes
 }
 
 // diskLimits reads what sandboxes may take of the disk, and the reserve of free

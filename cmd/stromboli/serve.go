@@ -298,6 +298,7 @@ func (s *server) open(ctx context.Context) error {
 	for _, note := range s.info.Notes {
 		s.log.Warn("engine", "note", note)
 	}
+	limits.Protected = withoutLinks(append(limits.Protected, s.engine.Socket()))
 	log := eventlog.New(s.store)
 	cli := &agentCLI{cache: s.cfg.CacheDir, environ: s.environ, log: s.log}
 	confined := confinement(s.cfg, s.engine, s.info)
@@ -305,7 +306,8 @@ func (s *server) open(ctx context.Context) error {
 		Engine: s.engine, Info: s.info, DataDir: s.dir.path, Sessions: s.cfg.SessionsDir(), Shared: s.cfg.SharedDir(),
 		HostPath: s.cfg.HostPath, Container: confined.Container,
 		Instance: instance(s.cfg.HostPath(s.cfg.SharedDir())), Shim: shimPath, CLI: cli,
-		Egress: doors{s.egress}, Volumes: s.cfg.Agent.AllowedVolumes, Timezone: zone, Zoneinfo: zoneData,
+		Egress: doors{s.egress}, Volumes: allowedVolumes(s.cfg), Protected: limits.Protected, KeepWorkdir: !s.cfg.Agent.WorkdirAutoCreate,
+		Timezone: zone, Zoneinfo: zoneData,
 		UserNS: confined.UserNS, SameMounts: confined.SameMounts,
 		OrphanTimeout: s.cfg.OrphanTimeout, AllowUnenforced: s.cfg.Resources.AllowUnenforced,
 		DiskLimit: diskLimit, DiskReserve: diskReserve, Logger: s.log,

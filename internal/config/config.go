@@ -106,6 +106,12 @@ type Agent struct {
 	// AllowedVolumes are the host directories below which volumes may lie,
 	// comma-separated. Empty: every volume is refused.
 	AllowedVolumes []string `env:"ALLOWED_VOLUMES"`
+	// AllowAllVolumes permits every host directory as a volume, save for the
+	// server's own files and the engine's socket.
+	AllowAllVolumes bool `env:"ALLOW_ALL_VOLUMES"`
+	// WorkdirAutoCreate makes a run's working directory where neither a volume
+	// nor the image has it; without it such runs are refused.
+	WorkdirAutoCreate bool `env:"WORKDIR_AUTO_CREATE" envDefault:"true"`
 	// Timezone is the time zone of agents: a name such as Europe/Paris, or
 	// local for this host's. Default: the image's, which is UTC in the agent
 	// image, on every host alike.
@@ -133,6 +139,13 @@ type Resources struct {
 	CPUs string `env:"CPUS" envDefault:"1"`
 	// Timeout is how long a run may take.
 	Timeout time.Duration `env:"TIMEOUT" envDefault:"30m"`
+	// MaxMemory, MaxCPUs, MaxCPUShares and MaxTimeout are the most that a run
+	// may ask for, in the forms of the request's fields. One that asks for more
+	// gets the maximum and a warning. Empty or 0: no maximum.
+	MaxMemory    string        `env:"MAX_MEMORY"`
+	MaxCPUs      string        `env:"MAX_CPUS"`
+	MaxCPUShares int64         `env:"MAX_CPU_SHARES"`
+	MaxTimeout   time.Duration `env:"MAX_TIMEOUT"`
 	// Disk is what a sandbox may take of the disk in its home, its workspace and
 	// /tmp together, as a size; volumes don't count. 0: as much as there is.
 	Disk string `env:"DISK" envDefault:"10g"`

@@ -18,6 +18,8 @@ type Mount struct {
 	Source   string
 	Target   string
 	ReadOnly bool
+	NoExec   bool   // programs in it can't be executed
+	Label    string // z or Z: the SELinux label that was asked for, or empty
 
 	// Field is the request's field that asked for it, for messages.
 	Field string
@@ -44,9 +46,8 @@ func whole() []string {
 	}
 }
 
-// ParseVolume reads "host:container[:options]"; options are ro and rw,
-// separated by commas. It judges the form alone. The error is a sentence for
-// the caller.
+// ParseVolume reads "host:container[:options]"; parseOptions has the options. It
+// judges the form alone. The error is a sentence for the caller.
 func ParseVolume(s string) (Mount, error) {
 	if len(s) > 3*maxPath {
 		return Mount{}, fmt.Errorf("is longer than %d bytes", 3*maxPath)
@@ -67,29 +68,39 @@ func ParseVolume(s string) (Mount, error) {
 		return Mount{}, err
 	}
 	if len(parts) == 3 {
-		if m.ReadOnly, err = parseOptions(parts[2]); err != nil {
+		if err := m.parseOptions(parts[2]); err != nil {
 			return Mount{}, err
 		}
 	}
 	return m, nil
 }
 
-func parseOptions(s string) (readOnly bool, err error) {
-	var ro, rw bool
+// parseOptions reads options separated by commas. nosuid and nodev say what
+// holds for every volume, so they change nothing.
+func (m *Mount) parseOptions(s string) error {
+	var rw bool
 	for _, o := range strings.Split(s, ",") {
 		switch o {
 		case "ro":
-			ro = true
+			m.ReadOnly = true
 		case "rw":
 			rw = true
+		case "noexec":
+			m.NoExec = true
+		case "nosuid", "nodev":
+		case "z", "Z":
+			if m.Label != "" && m.Label != o {
+				return errors.New("the options z and Z exclude each other")
+			}
+			m.Label = o
 		default:
-			return false, fmt.Errorf("the option %s is unknown or not allowed; options are ro and rw", quote(o))
+			return fmt.Errorf("the option %s is unknown or not allowed; options are ro, rw, noexec, nosuid, nodev, z and Z", quote(o))
 		}
 	}
-	if ro && rw {
-		return false, errors.New("the options ro and rw exclude each other")
+	if m.ReadOnly && rw {
+		return errors.New("the options ro and rw exclude each other")
 	}
-	return ro, nil
+	return nil
 }
 
 // cleanPath checks an absolute path and cleans it. ".." is refused rather than
@@ -134,8 +145,9 @@ func workdir(p string) (string, error) {
 	return dir, nil
 }
 
-// mounts fills in the volumes.
-func (p *Plan) mounts(volumes []string, c Config) error {
+// mounts fills in the volumes. named: the request names the working directory,
+// which may then be one of the host's.
+func (p *Plan) mounts(volumes []string, named bool, c Config) error {
 	p.WorkdirMount = -1
 	if len(volumes) > maxVolumes {
 		return stromboli.FieldError("podman.volumes", "has %d entries, at most %d are possible", len(volumes), maxVolumes)
@@ -165,6 +177,8 @@ func (p *Plan) mounts(volumes []string, c Config) error {
 	}
 	if over := covering(p.Workdir, targets); over != "" {
 		p.WorkdirMount = slices.IndexFunc(p.Mounts, func(m Mount) bool { return m.Target == over })
+	} else if named && c.checkSource(p.Workdir) == nil && c.checkTarget(p.Workdir) == nil {
+		p.HostWorkdir = &Mount{Source: p.Workdir, Target: p.Workdir, Field: "workdir"}
 	}
 	return nil
 }

@@ -23,6 +23,12 @@ const (
 	longestTimeout   = 30 * 24 * time.Hour
 )
 
+// Bounds of CPUShares, as the kernel and engines have them.
+const (
+	MinCPUShares = 2
+	MaxCPUShares = 262144
+)
+
 // DefaultWorkdir is where an agent works when the request doesn't say.
 const DefaultWorkdir = "/workspace"
 
@@ -38,6 +44,13 @@ type Config struct {
 	Memory   int64
 	NanoCPUs int64
 	Timeout  time.Duration
+
+	// MaxMemory, MaxNanoCPUs, MaxCPUShares and MaxTimeout are the most that a run
+	// gets; 0: no maximum. What runs get that don't say is within them.
+	MaxMemory    int64
+	MaxNanoCPUs  int64
+	MaxCPUShares int64
+	MaxTimeout   time.Duration
 
 	// AllowedVolumes are the host directories at or below which volumes may
 	// lie, cleaned absolute paths; none: no volumes. AllowAllVolumes lifts that.
@@ -68,6 +81,10 @@ type Plan struct {
 	// of the one that covers Workdir, or -1.
 	Mounts       []Mount
 	WorkdirMount int
+	// HostWorkdir, if set, is the volume by which a directory of the host that
+	// Workdir names would be mounted at the same path. Whether there is one is
+	// for others to find out.
+	HostWorkdir *Mount
 
 	Network stromboli.Network // complete
 
@@ -80,6 +97,9 @@ type Plan struct {
 	// earlier ends the run.
 	ClaudeTimeout  time.Duration
 	SandboxTimeout time.Duration
+
+	// Warnings tell what the request didn't get as it asked.
+	Warnings []stromboli.Warning
 }
 
 // Check judges a request and fills in its defaults. The agent's own options,
@@ -95,8 +115,9 @@ func Check(spec stromboli.RunSpec, c Config) (Plan, error) {
 		func() (err error) { p.Image, err = image(spec.Podman.Image, c.Image); return err },
 		func() error { return p.limits(spec.Podman) },
 		func() error { return p.timeouts(spec, c.Timeout) },
+		func() error { p.clamp(spec, c); return nil },
 		func() error { return checkWait(spec.BackgroundWait) },
-		func() error { return p.mounts(spec.Podman.Volumes, c) },
+		func() error { return p.mounts(spec.Podman.Volumes, spec.Workdir != "", c) },
 		func() (err error) { p.Network, err = c.Network.Network(spec.Network); return err },
 	} {
 		if err := check(); err != nil {
@@ -190,8 +211,8 @@ func (p *Plan) limits(o stromboli.PodmanOptions) error {
 		p.NanoCPUs = n
 	}
 	if s := o.CPUShares; s != nil {
-		if *s < 2 || *s > 262144 {
-			return stromboli.FieldError("podman.cpu_shares", "is %d, it must be between 2 and 262144", *s)
+		if *s < MinCPUShares || *s > MaxCPUShares {
+			return stromboli.FieldError("podman.cpu_shares", "is %d, it must be between %d and %d", *s, MinCPUShares, MaxCPUShares)
 		}
 		p.CPUShares = int64(*s)
 	}

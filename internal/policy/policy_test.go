@@ -148,10 +148,14 @@ func TestCheckRefuses(t *testing.T) {
 		{"podman.volumes[0]", `\"..\"`, vol("/data:/a/..")},
 		{"podman.volumes[0]", "control", vol("/data/\x00:/a")},
 		{"podman.volumes[0]", "control", vol("/data:/a\n")},
-		{"podman.volumes[0]", "options are ro and rw", vol("/data:/a:U")},
-		{"podman.volumes[0]", "options are ro and rw", vol("/data:/a:ro,exec")},
-		{"podman.volumes[0]", "options are ro and rw", vol("/data:/a:")},
+		{"podman.volumes[0]", "options are ro, rw, noexec", vol("/data:/a:U")},
+		{"podman.volumes[0]", "options are ro, rw, noexec", vol("/data:/a:ro,exec")},
+		{"podman.volumes[0]", "options are ro, rw, noexec", vol("/data:/a:")},
+		{"podman.volumes[0]", "options are ro, rw, noexec", vol("/data:/a:suid")},
+		{"podman.volumes[0]", "options are ro, rw, noexec", vol("/data:/a:RO")},
+		{"podman.volumes[0]", "options are ro, rw, noexec", vol("/data:/a:ro,,z")},
 		{"podman.volumes[0]", "exclude", vol("/data:/a:ro,rw")},
+		{"podman.volumes[0]", "exclude", vol("/data:/a:noexec,z,ro,Z")},
 		{"podman.volumes[0]", "longer", vol("/data/" + strings.Repeat("x", 5000) + ":/a")},
 		{"podman.volumes[0]", "name of more than 255", vol("/data:/" + strings.Repeat("x", 256))},
 		{"podman.volumes[0]", "STROMBOLI_AGENT_ALLOWED_VOLUMES", vol("/etc:/a")},
@@ -187,6 +191,65 @@ func TestCheckRefuses(t *testing.T) {
 		}
 		if strings.ContainsAny(e.Message, "\n\x00") || len(e.Message) > 400 {
 			t.Errorf("%s: the message is no clean sentence: %q", c.field, e.Message)
+		}
+	}
+}
+
+func TestVolumeOptions(t *testing.T) {
+	for options, want := range map[string]Mount{
+		"ro":                        {ReadOnly: true},
+		"rw":                        {},
+		"nosuid,nodev":              {},
+		"noexec":                    {NoExec: true},
+		"z":                         {Label: "z"},
+		"Z,Z":                       {Label: "Z"},
+		"nodev,noexec,nosuid,ro,z":  {ReadOnly: true, NoExec: true, Label: "z"},
+		"rw,Z,noexec,noexec,nosuid": {NoExec: true, Label: "Z"},
+	} {
+		want.Source, want.Target = "/data", "/a"
+		if got, err := ParseVolume("/data:/a:" + options); err != nil || got != want {
+			t.Errorf("%s: %+v, %v", options, got, err)
+		}
+	}
+}
+
+// A workdir that may be a directory of the host is mounted as a volume would
+// be: where one is allowed, and where no volume is.
+func TestHostWorkdir(t *testing.T) {
+	for _, c := range []struct {
+		workdir string
+		volumes []string
+		want    bool
+	}{
+		{"/data/app", nil, true},
+		{"/data//app/.", nil, true},
+		{"/data", nil, true},
+		{"/data/app", []string{"/data/x:/data/app/cache"}, true},
+		{"/data/app", []string{"/data/x:/data"}, false},
+		{"/data/app", []string{"/data/x:/data/app"}, false},
+		{"", nil, false},
+		{"/workspace", nil, false},
+		{"/etc", nil, false},
+		{"/database", nil, false},
+		{"/home/dev", nil, false},                              // holds the server's own files
+		{"/home/dev/.local/share/stromboli/blobs", nil, false}, // is one
+		{"/home/agent/x", nil, false},
+	} {
+		p, err := Check(stromboli.RunSpec{Prompt: "x", Workdir: c.workdir, Podman: stromboli.PodmanOptions{Volumes: c.volumes}}, testConfig())
+		if err != nil || (p.HostWorkdir != nil) != c.want {
+			t.Errorf("%s %v: %+v, %v", c.workdir, c.volumes, p.HostWorkdir, err)
+			continue
+		}
+		if w := p.HostWorkdir; w != nil && (w.Source != p.Workdir || w.Target != p.Workdir || w.Field != "workdir") {
+			t.Errorf("%s: %+v", c.workdir, w)
+		}
+	}
+	all := testConfig()
+	all.AllowAllVolumes = true
+	for dir, want := range map[string]bool{"/srv/x": true, "/": false, "/usr": false, "/home/agent": false, "/home": false, "/opt/stromboli/x": false} {
+		p, err := Check(stromboli.RunSpec{Prompt: "x", Workdir: dir}, all)
+		if (p.HostWorkdir != nil) != want {
+			t.Errorf("%s: %+v, %v", dir, p.HostWorkdir, err)
 		}
 	}
 }
@@ -248,7 +311,8 @@ func FuzzParseVolume(f *testing.F) {
 			}
 		}
 		again, err := ParseVolume(m.Source + ":" + m.Target)
-		if again.ReadOnly = m.ReadOnly; err != nil || again != m {
+		again.ReadOnly, again.NoExec, again.Label = m.ReadOnly, m.NoExec, m.Label
+		if err != nil || again != m {
 			t.Fatalf("%q is not stable: %v %v %v", s, m, again, err)
 		}
 		plan, err := Check(stromboli.RunSpec{Prompt: "x", Podman: stromboli.PodmanOptions{Volumes: []string{s}}}, testConfig())

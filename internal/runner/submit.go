@@ -102,6 +102,7 @@ func (r *Runner) check(ctx context.Context, plan policy.Plan, o stromboli.Claude
 	}
 	checked.Warnings = append(slices.Clone(checked.Warnings), claude.Advice(o)...)
 	checked.Warnings = append(checked.Warnings, networkAdvice(plan.Network)...)
+	checked.Warnings = append(checked.Warnings, plan.Warnings...)
 	return checked, err
 }
 

@@ -153,8 +153,10 @@ func (j *judgement) files() {
 		if ok {
 			j.unless(got.RO || !want.ReadOnly, "%s can be written", want.Target)
 			j.unless(has(got, "nosuid") && has(got, "nodev"), "setuid bits or devices count in %s", want.Target)
+			j.unless(has(got, "noexec") || !want.NoExec, "programs in %s can be executed", want.Target)
 		}
 	}
+	j.submounts(mounted)
 	for _, path := range maskedPaths() {
 		if _, err := os.Lstat(path); err != nil {
 			continue // this kernel has none
@@ -178,6 +180,7 @@ func (j *judgement) limits() {
 		"nano_cpus": {Asked: cpus, InForce: c.NanoCPUs}, "pids": {Asked: pids, InForce: c.Pids},
 		"open_files": {Asked: j.spec.Nofile, InForce: j.facts.OpenFiles},
 	}
+	shares, sharesOK := j.cpuShares(c)
 	// The kernel counts memory in pages and CPU time in microseconds.
 	near := func(asked, got, within int64) bool {
 		return asked == 0 || got > 0 && got <= asked && asked-got <= within
@@ -189,6 +192,7 @@ func (j *judgement) limits() {
 		{near(memory, c.MemoryBytes, 64<<10), "memory: asked for " + strconv.FormatInt(memory, 10) + " bytes, in force " + strconv.FormatInt(c.MemoryBytes, 10)},
 		{near(cpus, c.NanoCPUs, 1e7), "cpus: asked for " + strconv.FormatInt(cpus, 10) + " billionths, in force " + strconv.FormatInt(c.NanoCPUs, 10)},
 		{near(pids, c.Pids, 0), "pids: asked for " + strconv.FormatInt(pids, 10) + ", in force " + strconv.FormatInt(c.Pids, 10)},
+		{sharesOK, shares},
 	} {
 		switch {
 		case l.ok:
@@ -247,7 +251,7 @@ func (j *judgement) attestation(s Spec) *stromboli.Attestation {
 			a.Masked = append(a.Masked, m.Target)
 		}
 		a.Mounts = append(a.Mounts, stromboli.AttestedMount{
-			Target: m.Target, Type: m.Type, ReadOnly: m.RO, NoSUID: has(m, "nosuid"), NoDev: has(m, "nodev"),
+			Target: m.Target, Type: m.Type, ReadOnly: m.RO, NoSUID: has(m, "nosuid"), NoDev: has(m, "nodev"), NoExec: has(m, "noexec"),
 			Device: targets[m.Target].Dev, Inode: targets[m.Target].Ino,
 		})
 	}

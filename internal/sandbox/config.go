@@ -43,16 +43,19 @@ type CLI interface {
 
 // Config is what a Manager needs.
 type Config struct {
-	Engine        engine.Engine
-	Info          engine.Info
-	DataDir       string // the server's own; no sandbox gets anything of it but what is made for it
-	Sessions      string // sessions' directories; default: sessions below DataDir
-	Shared        string // sandboxes' directories lie below it; default: DataDir
-	Instance      string // labels this server's containers
-	Shim          string // host path of the shim's binary
-	CLI           CLI
-	Egress        Egress
-	Volumes       []string // allowed roots
+	Engine    engine.Engine
+	Info      engine.Info
+	DataDir   string // the server's own; no sandbox gets anything of it but what is made for it
+	Sessions  string // sessions' directories; default: sessions below DataDir
+	Shared    string // sandboxes' directories lie below it; default: DataDir
+	Instance  string // labels this server's containers
+	Shim      string // host path of the shim's binary
+	CLI       CLI
+	Egress    Egress
+	Volumes   []string // allowed roots
+	Protected []string // what no volume may hold or lie in, beside the directories above; absolute and without symlinks
+	// KeepWorkdir: a working directory that is missing is refused, not made.
+	KeepWorkdir   bool
 	OrphanTimeout time.Duration
 	// Timezone is the agents' time zone, empty for the image's, and Zoneinfo
 	// its file, for images that have none; empty where the host has none.

@@ -133,6 +133,9 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 	if err := m.attest(ctx, s, box, checked); err != nil {
 		return nil, err
 	}
+	if err := m.makeWorkdir(ctx, box, checked); err != nil {
+		return nil, err
+	}
 	box.EngineTime = time.Since(begin)
 	box.begun = begun
 	time.AfterFunc(settleTime, begun)
@@ -262,7 +265,7 @@ func (m *Manager) agentMounts(rec record, checked Plan) []engine.Mount {
 		mounts = append(mounts, engine.Mount{Source: m.ownPath(rec, "workspace"), Target: checked.workspaceAt})
 	}
 	for _, v := range checked.mounts {
-		mounts = append(mounts, engine.Mount{Source: v.source, Target: v.target, ReadOnly: v.readOnly})
+		mounts = append(mounts, engine.Mount{Source: v.source, Target: v.target, ReadOnly: v.readOnly, NoExec: v.noExec})
 	}
 	return mounts
 }

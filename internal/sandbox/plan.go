@@ -30,13 +30,16 @@ type Plan struct {
 	facts       facts
 	mounts      []mount
 	workspaceAt string // where the session's own workspace is mounted; empty: nowhere
+	seekWorkdir bool   // the working directory may be missing in the sandbox
 	ownSession  bool   // the agent's uid is decided by no volume
 }
 
 // mount is a volume whose source was resolved, with the identity that it had.
 type mount struct {
 	source, target string
+	field          string // the request's, for messages
 	readOnly       bool
+	noExec         bool
 	dev, ino       uint64
 	uid, gid       int
 	aclUID         map[int]bool // uids that an ACL lets write
@@ -61,17 +64,22 @@ func (m *Manager) Check(ctx context.Context, p policy.Plan) (Plan, error) {
 	} else if !errors.Is(absent, ErrImageAbsent) {
 		return Plan{}, absent
 	}
-	for _, v := range p.Mounts {
+	volumes := m.withWorkdir(p)
+	for _, v := range volumes {
 		mt, err := m.resolve(v)
 		if err != nil {
 			return Plan{}, err
 		}
 		out.mounts = append(out.mounts, mt)
+		out.Warnings = append(out.Warnings, m.labelAdvice(v)...)
 	}
 	if absent == nil {
-		if err := m.fitImage(ctx, &out, p.Mounts); err != nil {
+		if err := m.fitImage(ctx, &out, volumes); err != nil {
 			return Plan{}, err
 		}
+	}
+	if err := m.checkWorkdir(&out); err != nil {
+		return Plan{}, err
 	}
 	if err := m.chooseUser(&out); err != nil {
 		return Plan{}, err
@@ -90,8 +98,8 @@ func (m *Manager) fitImage(ctx context.Context, p *Plan, mounts []policy.Mount) 
 	if _, err := m.facts.paths(ctx, p.facts, p.imageID, targets...); err != nil { // all at once
 		return err
 	}
-	for i := range p.mounts {
-		if err := m.checkTarget(ctx, p, mounts[i]); err != nil {
+	for _, v := range mounts {
+		if err := m.checkTarget(ctx, p, v); err != nil {
 			return err
 		}
 	}
@@ -162,15 +170,15 @@ func (m *Manager) resolve(v policy.Mount) (mount, error) {
 		return mount{}, errors.New("this system doesn't tell inodes")
 	}
 	return mount{
-		source: source, target: v.Target, readOnly: v.ReadOnly,
+		source: source, target: v.Target, field: field, readOnly: v.ReadOnly, noExec: v.NoExec,
 		dev: st.Dev, ino: st.Ino, uid: int(st.Uid), gid: int(st.Gid), aclUID: writersByACL(source),
 	}, nil
 }
 
 // allowed reports whether a resolved path lies below an allowed directory. The
-// data directory is never given to a sandbox, whatever is allowed.
+// server's own files are never given to a sandbox, whatever is allowed.
 func (m *Manager) allowed(source string) bool {
-	for _, own := range []string{m.cfg.DataDir, m.cfg.Sessions, m.cfg.Shared} {
+	for _, own := range append([]string{m.cfg.DataDir, m.cfg.Sessions, m.cfg.Shared}, m.cfg.Protected...) {
 		if below(source, own) || below(own, source) {
 			return false
 		}
@@ -233,6 +241,10 @@ func (m *Manager) placeWorkspace(ctx context.Context, p *Plan) error {
 		if err != nil {
 			return err
 		}
+		if !exists && m.cfg.KeepWorkdir {
+			return stromboli.FieldError("workdir", "%s is covered by no volume and is not in the image, and this server makes no working directories "+
+				"(STROMBOLI_AGENT_WORKDIR_AUTO_CREATE=false)", p.Workdir)
+		}
 		if !exists {
 			p.workspaceAt = p.Workdir
 			p.Warnings = append(p.Warnings, stromboli.Warning{
@@ -283,6 +295,10 @@ func (m *Manager) chooseUser(p *Plan) error {
 		p.ownSession = false // the list names this uid, whoever the session's last agent was
 		return nil
 	}
-	return stromboli.FieldError("podman.volumes", "%s belongs to root, and an agent never runs as root: give the directory another owner "+
-		"(chown 1000:1000), let uid %d write by an ACL (setfacl -m u:%d:rwx), or mount it read-only (:ro)", ws.source, agentUID, agentUID)
+	field := "podman.volumes"
+	if ws.field == "workdir" {
+		field = ws.field
+	}
+	return stromboli.FieldError(field, "%s belongs to root, and an agent never runs as root: give the directory another owner "+
+		"(chown 1000:1000), let uid %d write by an ACL (setfacl -m u:%d:rwx), or mount it read-only (podman.volumes, with :ro)", ws.source, agentUID, agentUID)
 }

@@ -15,12 +15,16 @@ type CgroupLimits struct {
 	SwapBytes int64 `json:"swap_bytes"`
 	NanoCPUs  int64 `json:"nano_cpus"`
 	Pids      int64 `json:"pids"`
+	// CPUShares and CPUWeight are the relative weight under contention: the
+	// first in cgroup v1, the second in v2.
+	CPUShares int64 `json:"cpu_shares"`
+	CPUWeight int64 `json:"cpu_weight"`
 }
 
 // readCgroupLimits reads them in either cgroup version, and whether or not the
 // mount shows the host's tree.
 func readCgroupLimits(root, procCgroup string) CgroupLimits {
-	none := CgroupLimits{-1, -1, -1, -1}
+	none := CgroupLimits{-1, -1, -1, -1, -1, -1}
 	b, err := os.ReadFile(procCgroup)
 	if err != nil {
 		return none
@@ -67,9 +71,11 @@ func readCgroupLimits(root, procCgroup string) CgroupLimits {
 	var quota, period int64
 	if _, v1 := places["cpu"]; v1 {
 		quota, period = limit(read("cpu", "cpu.cfs_quota_us"), 0), limit(read("cpu", "cpu.cfs_period_us"), 0)
+		l.CPUShares = limit(read("cpu", "cpu.shares"), 0)
 	} else {
 		max := read("", "cpu.max")
 		quota, period = limit(max, 0), limit(max, 1)
+		l.CPUWeight = limit(read("", "cpu.weight"), 0)
 	}
 	if quota > 0 && period > 0 {
 		l.NanoCPUs = quota * 1e9 / period

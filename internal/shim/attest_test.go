@@ -68,22 +68,22 @@ func TestCgroupLimits(t *testing.T) {
 		files      map[string]string
 		want       CgroupLimits
 	}{
-		{"v2", "0::/\n", map[string]string{"memory.max": "1048576", "memory.swap.max": "0", "cpu.max": "50000 100000", "pids.max": "77"}, CgroupLimits{1 << 20, 0, 5e8, 77}},
-		{"v2, none", "0::/\n", map[string]string{"memory.max": "max", "memory.swap.max": "max", "cpu.max": "max 100000", "pids.max": "max"}, CgroupLimits{-1, -1, -1, -1}},
+		{"v2", "0::/\n", map[string]string{"memory.max": "1048576", "memory.swap.max": "0", "cpu.max": "50000 100000", "cpu.weight": "20", "pids.max": "77"}, CgroupLimits{1 << 20, 0, 5e8, 77, -1, 20}},
+		{"v2, none", "0::/\n", map[string]string{"memory.max": "max", "memory.swap.max": "max", "cpu.max": "max 100000", "pids.max": "max"}, CgroupLimits{-1, -1, -1, -1, -1, -1}},
 		{
 			"v1, the host's tree", "4:memory:/a/b\n3:cpu,cpuacct:/a/b\n2:pids:/a/b\n0::/\n",
 			map[string]string{
 				"memory/a/b/memory.limit_in_bytes": "1048576", "memory/a/b/memory.memsw.limit_in_bytes": "1048576", "memory/memory.limit_in_bytes": "9223372036854771712",
-				"cpu,cpuacct/a/b/cpu.cfs_quota_us": "200000", "cpu,cpuacct/a/b/cpu.cfs_period_us": "100000", "pids/a/b/pids.max": "5",
+				"cpu,cpuacct/a/b/cpu.cfs_quota_us": "200000", "cpu,cpuacct/a/b/cpu.cfs_period_us": "100000", "cpu,cpuacct/a/b/cpu.shares": "512", "pids/a/b/pids.max": "5",
 			},
-			CgroupLimits{1 << 20, 0, 2e9, 5},
+			CgroupLimits{1 << 20, 0, 2e9, 5, 512, -1},
 		},
 		{
 			"v1, its own tree", "4:memory:/\n3:cpu,cpuacct:/\n2:pids:/\n",
 			map[string]string{"memory/memory.limit_in_bytes": "4096", "cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000", "pids/pids.max": "max"},
-			CgroupLimits{4096, -1, -1, -1},
+			CgroupLimits{4096, -1, -1, -1, -1, -1},
 		},
-		{"nothing", "", nil, CgroupLimits{-1, -1, -1, -1}},
+		{"nothing", "", nil, CgroupLimits{-1, -1, -1, -1, -1, -1}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()

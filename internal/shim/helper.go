@@ -63,6 +63,8 @@ func runHelper(args []string, in io.Reader, out io.Writer) error {
 		return writeFile(req, in)
 	case opReadFile:
 		return readFile(req, out)
+	case opMakeDir:
+		return makeDir(req)
 	case opKill:
 		if err := syscall.Kill(-1, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 			return fmt.Errorf("kill: %w", err)
@@ -161,6 +163,18 @@ func copyChunks(w io.Writer, in io.Reader) error {
 			return err
 		}
 	}
+}
+
+// makeDir makes a directory and its missing parents; one that is there is
+// success.
+func makeDir(req fileRequest) error {
+	if !filepath.IsAbs(req.Path) {
+		return remotef(CodeInvalid, "make %q: the path is not absolute", req.Path)
+	}
+	if err := os.MkdirAll(req.Path, 0o755); err != nil { //nolint:gosec // the agent's own directory
+		return fmt.Errorf("make a directory: %w", err)
+	}
+	return nil
 }
 
 func readFile(req fileRequest, out io.Writer) error {

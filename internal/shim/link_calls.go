@@ -38,7 +38,7 @@ func (l *link) request(req request) {
 			close(l.in.exit)
 		}
 		return
-	case opWriteFile, opReadFile, opMounts, opAttest:
+	case opWriteFile, opReadFile, opMounts, opAttest, opMakeDir:
 		if req.File == nil {
 			break
 		}
@@ -176,6 +176,8 @@ func (l *link) help(c *fileCall, req request) (any, error) {
 	case opAttest:
 		var facts Facts
 		return told(p, &facts)
+	case opMakeDir:
+		return nil, p.wait()
 	default:
 		var stats []MountStat
 		return told(p, &stats)

@@ -233,6 +233,13 @@ func (p *Peer) Attest(ctx context.Context, targets []string, uid, gid int) (Fact
 	return f, nil
 }
 
+// MakeDir makes a directory in the sandbox as uid and gid, and its missing
+// parents. One that is there is success.
+func (p *Peer) MakeDir(ctx context.Context, path string, uid, gid int) error {
+	_, err := p.call(ctx, request{Op: opMakeDir, File: &fileRequest{Path: path, UID: uid, GID: gid}})
+	return err
+}
+
 // WriteFile replaces a file in the sandbox as uid and gid, making its missing
 // parents: whole or not at all, and synced on return. A cut connection is
 // repeated if r is an io.Seeker, else it is ErrInterrupted.

@@ -95,6 +95,10 @@ const (
 	opReadFile   op = "read_file"
 	opMounts     op = "mounts"
 	opAttest     op = "attest"
+
+	// Of the shims that a server has made itself, or a server of at least its own
+	// release: older ones don't know it, and need not.
+	opMakeDir op = "make_dir"
 )
 
 // request is a call of the server's. Calls that need no stream of their own
