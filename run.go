@@ -143,6 +143,9 @@ type Session struct {
 	// retention has deleted included.
 	RunCount int
 	CostUSD  float64
+	// Hooks are the create hooks of the session's first run, or of the session
+	// that it is a fork of: each new sandbox of the session's begins with them.
+	Hooks Lifecycle
 
 	// UID and GID are the agent's in the session's last sandbox: the owner of
 	// the files in its home and workspace. Zero before the first.

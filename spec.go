@@ -208,6 +208,8 @@ type PodmanOptions struct {
 	CPUShares *int `json:"cpu_shares,omitempty"`
 	// Timeout counts from the sandbox's creation.
 	Timeout Duration `json:"timeout,omitempty"`
+	// Lifecycle are commands that are run in the sandbox before the agent.
+	Lifecycle Lifecycle `json:"lifecycle,omitzero"`
 }
 
 // Duration is a time.Duration whose JSON form is a Go duration string such as

@@ -334,6 +334,10 @@ func evidenceRows() []evidence {
 		{field: "podman.memory", value: "`700m`", where: inspect, shows: "the container's memory limit", by: "TestEvidence/in_the_container"},
 		{field: "podman.cpus", value: "`0.7`", where: inspect, shows: "the container's CPU quota", by: "TestEvidence/in_the_container"},
 		{field: "podman.cpu_shares", value: "`512`", where: inspect, shows: "the container's CPU shares", by: "TestEvidence/in_the_container"},
+		{field: "podman.lifecycle.on_create_command", value: "`[\"id -u\"]`", where: events, shows: "`hook.output`; in every new sandbox of the session's", by: "TestHooksSurviveTheServer"},
+		{field: "podman.lifecycle.post_create", value: "`[\"pwd\"]`", where: events, shows: "`hook.output`, after `on_create_command`", by: "TestLifecycleHooks"},
+		{field: "podman.lifecycle.post_start", value: "a web server in the background", where: sandbox, shows: "a tool reaches it", by: "TestLifecycleHooks"},
+		{field: "podman.lifecycle.hooks_timeout", value: "`1s`", where: result, shows: "`failed`, `hook`, for a hook that never ends", by: "TestLifecycleHooks"},
 		{
 			field: "podman.timeout", value: "`6s`", where: result, shows: "`failed`, `timeout`", base: "late", see: reason, has: "failed timeout",
 			set: func(in *stromboli.RunSpec) { in.Podman.Timeout = stromboli.Duration(6 * time.Second) },

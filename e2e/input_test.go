@@ -180,7 +180,10 @@ func TestBadInput(t *testing.T) {
 		later("bindings", `["x"]`), later("permission_prompts", `"http"`), later("workspace", `{"git":"x"}`), later("keep", `true`),
 		{"secret that is missing", `{"prompt":"x","podman":{"secrets_env":{"A":"never"}}}`, 400, "invalid_request", "podman.secrets_env.A"},
 		{"secret of the engine's", `{"prompt":"x","podman":{"secrets_env":{"A":"engine:x"}}}`, 400, "not_supported", "podman.secrets_env.A"},
-		later("podman.lifecycle", `{"post_start":["x"]}`), later("podman.environment", `{"type":"compose"}`),
+		{"hook that is blank", `{"prompt":"x","podman":{"lifecycle":{"post_start":["true"," "]}}}`, 400, "invalid_request", "podman.lifecycle.post_start[1]"},
+		{"hooks of another shape", `{"prompt":"x","podman":{"lifecycle":["true"]}}`, 400, "invalid_request", "podman.lifecycle"},
+		{"hooks_timeout that is too long", `{"prompt":"x","podman":{"lifecycle":{"hooks_timeout":"2h"}}}`, 400, "invalid_request", "podman.lifecycle.hooks_timeout"},
+		later("podman.environment", `{"type":"compose"}`),
 	}
 	for i, c := range all {
 		t.Run(c.name, func(t *testing.T) {

@@ -144,6 +144,9 @@ func failedOutcomes() []outcome {
 		with(func(in *stromboli.RunSpec) { in.Claude.MaxTurns = &one }, bash("true"), text("too late")), "")
 	failed("`max_budget_usd` is spent", stromboli.ReasonBudget,
 		with(func(in *stromboli.RunSpec) { in.Claude.MaxBudgetUSD = &budget }, bash("true"), text("too dear")), "")
+	failed("a lifecycle hook fails", stromboli.ReasonHook, with(func(in *stromboli.RunSpec) {
+		in.Podman.Lifecycle.PostStart = []string{"exit 6"}
+	}, text("never said")), "hook post_start[0] failed with exit code 6")
 	wrong := tool("StructuredOutput", `{"n":"seven"}`)
 	failed("the structured output never fits `json_schema`", stromboli.ReasonSchema,
 		with(func(in *stromboli.RunSpec) { in.Claude.JSONSchema = schema }, wrong, wrong, wrong, wrong, wrong, wrong, wrong), "")

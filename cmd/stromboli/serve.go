@@ -325,7 +325,7 @@ func (s *server) open(ctx context.Context) error {
 	s.runner = runner.New(runner.Config{
 		Store: s.store, Log: log, Sandboxes: s.boxes, Images: s.images, Blobs: s.blobs, Model: s.model, Connections: s.egress, Secrets: s.vault, Policy: limits,
 		Owner: owner(), MaxRunning: maxRunning(s.cfg, limits), MaxQueued: s.cfg.QueueMax,
-		BackgroundWait: s.cfg.Runs.BackgroundWait, Timezone: zone, Logger: s.log,
+		BackgroundWait: s.cfg.Runs.BackgroundWait, Timezone: zone, RootHooks: s.cfg.Agent.RootHooks, Logger: s.log,
 	})
 	s.api, err = api.New(api.Config{
 		Runs: s.runner, Events: log, Sessions: s.runner, Secrets: s.vault, Images: s.images, Webhooks: s.hooks, System: &system{s: s}, Log: s.log, Render: claude.AssistantText, Visible: claude.Visible,

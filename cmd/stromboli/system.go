@@ -31,7 +31,7 @@ const checkTime = 3 * time.Second
 func capabilities() []string {
 	return []string{
 		"events", "idempotency", "stream_resume", "run_stream_post", "egress_proxy", "network_policy", "egress_records", "attestation", "secrets", "images", "survives_restart",
-		"sessions", "session_import", "session_continue", "session_fork", "session_alias", "no_persistence", "env", "background_wait", "content", "webhooks",
+		"sessions", "session_import", "session_continue", "session_fork", "session_alias", "no_persistence", "env", "background_wait", "content", "webhooks", "hooks",
 	}
 }
 

@@ -130,7 +130,10 @@ func TestDecodeFaults(t *testing.T) {
 		{`{"claude":{"agents":[1]}}`, "invalid_request", "claude.agents", "must be an object"},
 		{`{"claude":{"input_format":"xml"}}`, "invalid_request", "claude.input_format", "must be one of text, stream-json"},
 		{`{"keep":true}`, "not_supported", "keep", "not supported"},
-		{`{"podman":{"lifecycle":{"post_start":["x"]}}}`, "not_supported", "podman.lifecycle", "not supported"},
+		{`{"podman":{"lifecycle":{"post_start":"x"}}}`, "invalid_request", "podman.lifecycle.post_start", "must be a list"},
+		{`{"podman":{"lifecycle":{"post_start":[1]}}}`, "invalid_request", "podman.lifecycle.post_start[0]", "must be a string"},
+		{`{"podman":{"lifecycle":{"hooks_timeout":"soon"}}}`, "invalid_request", "podman.lifecycle.hooks_timeout", "duration"},
+		{`{"podman":{"lifecycle":{"pre_start":["x"]}}}`, "invalid_request", "podman.lifecycle.pre_start", "unknown field"},
 		{`{"podman":{"environment":{"type":"compose"}}}`, "not_supported", "podman.environment", "not supported"},
 	}
 	for _, tt := range tests {

@@ -55,6 +55,8 @@ func takes() map[string][]string {
 	prose := []string{newline, escape, traversal, injection, unicode, blank}
 	// A pattern is compared with names of tools, nothing else.
 	pattern := []string{traversal, injection, unicode}
+	// A hook is a shell command of the caller's.
+	command := []string{newline, escape, dash, traversal, injection, unicode}
 	return map[string][]string{
 		"prompt":                      {nul, newline, escape, dash, traversal, injection, unicode},
 		"metadata{}":                  {newline, escape, dash, traversal, injection, unicode, blank},
@@ -74,6 +76,10 @@ func takes() map[string][]string {
 		"claude.session_id":         {dash}, // an alias: never part of a command line or path
 		"claude.allowed_tools[]":    pattern,
 		"claude.disallowed_tools[]": pattern,
+
+		"podman.lifecycle.on_create_command[]": command,
+		"podman.lifecycle.post_create[]":       command,
+		"podman.lifecycle.post_start[]":        command,
 	}
 }
 

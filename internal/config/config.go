@@ -112,6 +112,10 @@ type Agent struct {
 	// WorkdirAutoCreate makes a run's working directory where neither a volume
 	// nor the image has it; without it such runs are refused.
 	WorkdirAutoCreate bool `env:"WORKDIR_AUTO_CREATE" envDefault:"true"`
+	// RootHooks runs create hooks as the sandbox's root, so that they can install
+	// packages, in sandboxes of a rootful engine that have ids of their own or
+	// no volumes. In others they run as the agent.
+	RootHooks bool `env:"ROOT_HOOKS"`
 	// Timezone is the time zone of agents: a name such as Europe/Paris, or
 	// local for this host's. Default: the image's, which is UTC in the agent
 	// image, on every host alike.

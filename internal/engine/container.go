@@ -147,6 +147,9 @@ type InForce struct {
 	Privileged      bool
 	OCIRuntime      string
 	Mounts          []Mount // binds only
+	// UpperDir is the directory on the engine's host with what was changed in
+	// the root file system; empty where the engine doesn't tell.
+	UpperDir string
 }
 
 // PathStat describes a path in a container.

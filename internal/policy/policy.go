@@ -98,6 +98,9 @@ type Plan struct {
 	ClaudeTimeout  time.Duration
 	SandboxTimeout time.Duration
 
+	// HooksTimeout bounds the hooks.
+	HooksTimeout time.Duration
+
 	// Warnings tell what the request didn't get as it asked.
 	Warnings []stromboli.Warning
 }
@@ -117,6 +120,7 @@ func Check(spec stromboli.RunSpec, c Config) (Plan, error) {
 		func() error { return p.timeouts(spec, c.Timeout) },
 		func() error { p.clamp(spec, c); return nil },
 		func() error { return checkWait(spec.BackgroundWait) },
+		func() (err error) { p.HooksTimeout, err = hooks(spec.Podman.Lifecycle); return err },
 		func() error { return p.mounts(spec.Podman.Volumes, spec.Workdir != "", c) },
 		func() (err error) { p.Network, err = c.Network.Network(spec.Network); return err },
 	} {

@@ -30,7 +30,7 @@ func TestDefaults(t *testing.T) {
 	want := Plan{
 		Network: stromboli.Network{Mode: stromboli.NetworkOpen},
 		Prompt:  "hi", Workdir: "/workspace", Image: "localhost/agent:1", WorkdirMount: -1,
-		MemoryBytes: 512 << 20, NanoCPUs: 1e9, SandboxTimeout: 30 * time.Minute,
+		MemoryBytes: 512 << 20, NanoCPUs: 1e9, SandboxTimeout: 30 * time.Minute, HooksTimeout: 5 * time.Minute,
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got)\n%s", d)
@@ -60,7 +60,7 @@ func TestPlan(t *testing.T) {
 			{Source: "/data", Target: "/data2", Field: "podman.volumes[2]"},
 			{Source: "/data", Target: "/srcother", Field: "podman.volumes[3]"},
 		},
-		WorkdirMount: 1, MemoryBytes: 3 << 29, NanoCPUs: 5e8, CPUShares: 2, ClaudeTimeout: time.Minute, SandboxTimeout: time.Hour,
+		WorkdirMount: 1, MemoryBytes: 3 << 29, NanoCPUs: 5e8, CPUShares: 2, ClaudeTimeout: time.Minute, SandboxTimeout: time.Hour, HooksTimeout: 5 * time.Minute,
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got)\n%s", d)

@@ -64,6 +64,7 @@ type execution struct {
 
 	// What one attempt knows; the next one finds it out again.
 	turn       *claude.Turn
+	hooked     hookProgress
 	box        *sandbox.Sandbox
 	exit       *shim.ExitStatus
 	closed     bool        // the agent's input
@@ -205,8 +206,8 @@ func (e *execution) execute(ctx context.Context) (stromboli.Outcome, error) {
 	if err := e.allowed(); err != nil {
 		return e.failed(stromboli.ReasonNotEnforced, err), nil
 	}
-	e.turn, e.exit, e.closed, e.background = claude.NewTurn(e.row.Spec.Claude), nil, false, nil
-	if e.row.AgentStarted {
+	e.turn, e.exit, e.closed, e.background, e.hooked = claude.NewTurn(e.row.Spec.Claude), nil, false, nil, hookProgress{}
+	if e.row.AgentStarted || e.hooking() {
 		err = e.reattach(ctx)
 	} else {
 		err = e.start(ctx)
@@ -226,10 +227,14 @@ func (e *execution) startFailure(ctx context.Context, err error) (stromboli.Outc
 	if reason := e.wished(); reason != "" {
 		return e.cancelled(reason), nil
 	}
-	if e.row.AgentStarted { // it may be at work: only broken knows what ends that
+	if he, ok := errors.AsType[*hookError](err); ok {
+		return e.failed(he.reason, he), nil
+	}
+	code := stromboli.CodeOf(err)
+	if e.row.AgentStarted || e.hooking() && !atStart(code) { // something may be at work: only broken knows what ends that
 		return e.broken(ctx, err)
 	}
-	switch stromboli.CodeOf(err) {
+	switch code {
 	case stromboli.NotEnforced:
 		return e.failed(stromboli.ReasonNotEnforced, err), nil
 	case stromboli.ImageMissing, stromboli.ImageForbidden:
@@ -243,6 +248,12 @@ func (e *execution) startFailure(ctx context.Context, err error) (stromboli.Outc
 	default:
 		return e.failed(stromboli.ReasonEngine, err), nil
 	}
+}
+
+// atStart reports whether an error says of the run itself that it can't be
+// carried out.
+func atStart(code stromboli.Code) bool {
+	return code == stromboli.NotEnforced || code == stromboli.SessionUnusable || code == stromboli.NotConfigured
 }
 
 // update writes the row. It is tried again while the disk is full: the agent

@@ -14,17 +14,22 @@ import (
 
 const privateFile = 0o600
 
-// prepare writes the run's files into the sandbox and makes sure that what its
-// options name is there. It comes before the agent, which may change all of it
-// afterwards.
-func (e *execution) prepare(ctx context.Context) error {
-	opts := e.row.Spec.Claude
-	for _, f := range claude.Files(opts) {
+// writeFiles writes the run's files into the sandbox, before its hooks and the
+// agent, who may change them afterwards.
+func (e *execution) writeFiles(ctx context.Context) error {
+	for _, f := range claude.Files(e.row.Spec.Claude) {
 		path := claude.Resolve(e.box.Workdir, f.Path)
 		if err := e.box.Peer.WriteFile(ctx, path, e.box.UID, e.box.GID, privateFile, bytes.NewReader(f.Content)); err != nil {
 			return e.unusable(f.Field, path, "can't be written in the sandbox", err)
 		}
 	}
+	return nil
+}
+
+// checkNeeds makes sure that what the run's options name is in the sandbox, by
+// whomever it was made.
+func (e *execution) checkNeeds(ctx context.Context) error {
+	opts := e.row.Spec.Claude
 	var dirs []string
 	var of []claude.Needed
 	for _, n := range claude.Needs(opts) {

@@ -40,6 +40,7 @@ type Config struct {
 	MaxQueued      int           // runs that may wait
 	BackgroundWait time.Duration // how long an answered run waits for background tasks
 	Timezone       string        // of agents; empty: the image's
+	RootHooks      bool          // create hooks run as the sandbox's root, where that is harmless to the host
 	// Now is the clock on the wall, for what is recorded; nil: the machine's.
 	// It may be set at any time: no limit is measured by it.
 	Now    func() time.Time
@@ -108,9 +109,9 @@ func (r *Runner) Recover(ctx context.Context) error {
 			r.pending++
 			continue
 		}
-		// A sandbox whose agent was never asked for has nothing to lose: it
-		// is swept, and the run gets a new one.
-		if run.AgentStarted {
+		// A sandbox in which neither agent nor hook was ever asked for has nothing
+		// to lose: it is swept, and the run gets a new one.
+		if run.AgentStarted || run.Phase == stromboli.PhaseHooks {
 			keep[run.SandboxID] = true
 		}
 		resume = append(resume, run)

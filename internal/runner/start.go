@@ -49,6 +49,7 @@ func (e *execution) start(ctx context.Context) error {
 		ID: e.row.SandboxID, RunID: e.id, SessionID: session.ID,
 		SessionUID: session.UID, SessionGID: session.GID, Ephemeral: session.Ephemeral,
 		Plan: e.plan, Checked: *e.checked, Reach: e.reach(),
+		WritableRoot: session.Hooks.Creates(), RootHooks: session.Hooks.Creates() && e.r.cfg.RootHooks,
 	}
 	if session.ForkPending {
 		if err := e.fork(create, &session, &spec); err != nil {
@@ -66,13 +67,25 @@ func (e *execution) start(ctx context.Context) error {
 	if err := e.keepReach(create, spec.Reach); err != nil {
 		return err
 	}
-	if err := e.prepare(create); err != nil {
+	if err := e.writeFiles(create); err != nil {
 		return err
 	}
-	if err := e.announce(create); err != nil {
+	return e.firstAgent(create, agentStart{kind: kind, session: session, secrets: secrets})
+}
+
+// firstAgent does what is left to do in a sandbox before its agent, and starts
+// that.
+func (e *execution) firstAgent(ctx context.Context, s agentStart) error {
+	if err := e.runHooks(ctx, s); err != nil {
 		return err
 	}
-	return e.startAgent(create, agentStart{kind: kind, session: session, secrets: secrets})
+	if err := e.checkNeeds(ctx); err != nil {
+		return err
+	}
+	if err := e.announce(ctx); err != nil {
+		return err
+	}
+	return e.startAgent(ctx, s)
 }
 
 // credential returns the kind of the model's credential.
@@ -202,7 +215,17 @@ func (e *execution) reattach(ctx context.Context) error {
 			return err
 		}
 	}
-	return e.startAgent(ctx, start)
+	if e.row.AgentStarted {
+		return e.startAgent(ctx, start)
+	}
+	attestation, err := e.r.cfg.Store.Attestation(ctx, e.row.Tenant, e.id) // recorded before the first hook
+	if err != nil && !errors.Is(err, stromboli.NotFound) {
+		return fmt.Errorf("reading the run's attestation: %w", err)
+	}
+	if err == nil {
+		box.Attestation = &attestation
+	}
+	return e.firstAgent(ctx, start)
 }
 
 // replay feeds the stored output to a fresh turn.
@@ -218,6 +241,7 @@ func (e *execution) replay(ctx context.Context) error {
 		for _, ev := range events {
 			after = ev.Seq
 			e.turn.Replay(ev)
+			e.hooked.replay(ev)
 		}
 	}
 }

@@ -134,7 +134,9 @@ func session(s stromboli.Submission, workspace string, n *stromboli.NewRun) {
 		id = uuid.NewString()
 	}
 	n.Run.SessionID = id
-	n.CreateSession = &stromboli.Session{ID: id, CLISessionID: id, Ephemeral: o.NoPersistence, Title: claude.SessionTitle(s.Spec)}
+	n.CreateSession = &stromboli.Session{
+		ID: id, CLISessionID: id, Ephemeral: o.NoPersistence, Title: claude.SessionTitle(s.Spec), Hooks: s.Spec.Podman.Lifecycle.Create(),
+	}
 }
 
 // create inserts the run with a slot of its own when one is free and nobody

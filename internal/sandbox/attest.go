@@ -20,6 +20,15 @@ import (
 // shimCapabilities are the only ones of the container's root.
 func shimCapabilities() []string { return []string{"SETUID", "SETGID", "KILL"} }
 
+// rootCapabilities are those of a container's root: the shim's and, where hooks
+// run as root, what installing packages takes.
+func rootCapabilities(hooks bool) []string {
+	if !hooks {
+		return shimCapabilities()
+	}
+	return append(shimCapabilities(), "CHOWN", "DAC_OVERRIDE", "FOWNER", "SETFCAP")
+}
+
 // attest reads back what is in force for a sandbox, from inside and from the
 // engine, and compares it with what was asked for. It is the last step before
 // an agent exists.
@@ -49,6 +58,13 @@ func (m *Manager) attest(ctx context.Context, s Spec, box *Sandbox, checked Plan
 	})
 	if err := both.Wait(); err != nil {
 		return err
+	}
+	if s.WritableRoot {
+		box.RootDir = inspected.InForce.UpperDir
+		box.disk.measureRoot(box.RootDir)
+		if err := m.writeRecord(box.record); err != nil {
+			return storage(err)
+		}
 	}
 	if err := m.verifyMounts(facts.Targets, want); err != nil {
 		return err
@@ -97,16 +113,16 @@ func (j *judgement) all() {
 }
 
 func (j *judgement) powers() {
-	var three uint64
-	for _, name := range shimCapabilities() {
-		three |= 1 << capability(name)
+	var few uint64
+	for _, name := range rootCapabilities(j.box.RootHooks) {
+		few |= 1 << capability(name)
 	}
 	agent, init := j.facts.Agent, j.facts.Shim
 	for _, set := range []string{"CapEff", "CapPrm", "CapInh", "CapAmb"} {
 		j.unless(agent.Caps[set] == 0, "the agent has the capabilities %v (%s)", capNames(agent.Caps[set]), set)
-		j.unless(init.Caps[set]&^three == 0, "the shim has the capabilities %v (%s)", capNames(init.Caps[set]&^three), set)
+		j.unless(init.Caps[set]&^few == 0, "the shim has the capabilities %v (%s)", capNames(init.Caps[set]&^few), set)
 	}
-	j.unless(agent.Caps["CapBnd"]&^three == 0, "the agent's bounding set has %v", capNames(agent.Caps["CapBnd"]&^three))
+	j.unless(agent.Caps["CapBnd"]&^few == 0, "the agent's bounding set has %v", capNames(agent.Caps["CapBnd"]&^few))
 	uid, gid := j.box.UID, j.box.GID
 	j.unless(agent.UIDs == [4]int{uid, uid, uid, uid} && agent.GIDs == [4]int{gid, gid, gid, gid} && len(agent.Groups) == 0,
 		"the agent is uid %v, gid %v with the groups %v, not %d:%d alone", agent.UIDs, agent.GIDs, agent.Groups, uid, gid)

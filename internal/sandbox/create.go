@@ -29,6 +29,10 @@ type Spec struct {
 	Plan                   policy.Plan
 	Checked                Plan // what Check made of it, moments ago
 	Reach                  Reach
+	// WritableRoot: what the sandbox's root file system holds may be changed, by
+	// hooks. RootHooks: hooks may run as the sandbox's root; whether they can, the
+	// sandbox's own RootHooks says.
+	WritableRoot, RootHooks bool
 	// Ephemeral: the session's directories are the sandbox's and go with it.
 	Ephemeral bool
 	// CopyFrom, if set, is a session whose directories are copied to make this
@@ -102,6 +106,10 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 	if err := m.stage(&rec, mounts); err != nil {
 		return nil, err
 	}
+	// Its root must not be the host's, or reach nothing of the host's. With a
+	// rootless engine it is one of the user's subordinate ids, and what it leaves
+	// in the sandbox's directories this server couldn't remove.
+	rec.RootHooks = s.RootHooks && !m.cfg.Info.Rootless && (rec.UserNS == UserNSAuto || len(checked.mounts) == 0)
 	box, err := m.listen(rec) //nolint:contextcheck // it is served until it is closed
 	if err != nil {
 		return nil, storage(err)
@@ -280,8 +288,8 @@ func (m *Manager) containerSpec(s Spec, rec record, checked Plan, mounts []engin
 		Labels:  map[string]string{labelInstance: m.cfg.Instance, labelSandbox: s.ID, labelRun: s.RunID},
 		Command: []string{shimPath}, User: "0:0", Workdir: "/", Hostname: hostName,
 		Mounts: mounts, Tmpfs: []engine.Tmpfs{{Target: runPath, Bytes: tmpfsBytes, Mode: 0o700}},
-		ReadOnlyRoot: true, ShmBytes: shmBytes,
-		CapDrop: []string{"all"}, CapAdd: shimCapabilities(), NoNewPrivileges: true,
+		ReadOnlyRoot: !s.WritableRoot, ShmBytes: shmBytes,
+		CapDrop: []string{"all"}, CapAdd: rootCapabilities(rec.RootHooks), NoNewPrivileges: true,
 		Network: engine.NetworkNone, LabelDisable: m.cfg.Info.SELinux,
 		MemoryBytes: s.Plan.MemoryBytes, NanoCPUs: s.Plan.NanoCPUs, CPUShares: s.Plan.CPUShares, PidsLimit: pidsLimit,
 	}

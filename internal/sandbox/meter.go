@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -33,17 +34,35 @@ const (
 
 // diskUse is what is known of a sandbox's use of the disk.
 type diskUse struct {
-	paths []string // what is measured
+	paths []string               // what is measured
+	root  atomic.Pointer[string] // and this, where the root file system can be written
 	bytes atomic.Int64
 	over  chan struct{} // closed once the limit is passed
 	why   string        // set before over is closed
 }
 
-func (m *Manager) newDiskUse(rec record) diskUse {
-	return diskUse{
+func (m *Manager) newDiskUse(rec record) *diskUse {
+	d := &diskUse{
 		paths: []string{m.ownPath(rec, "home"), m.ownPath(rec, "workspace"), filepath.Join(m.dir(rec.ID), "tmp")},
 		over:  make(chan struct{}),
 	}
+	d.measureRoot(rec.RootDir)
+	return d
+}
+
+// measureRoot has the directory measured too that holds what was changed in a
+// writable root; empty: there is none.
+func (d *diskUse) measureRoot(dir string) {
+	if dir != "" {
+		d.root.Store(&dir)
+	}
+}
+
+func (d *diskUse) all() []string {
+	if root := d.root.Load(); root != nil {
+		return append(slices.Clone(d.paths), *root)
+	}
+	return d.paths
 }
 
 // DiskOver is closed once the sandbox takes more of the disk than its limit;
@@ -71,8 +90,8 @@ type metered struct {
 // it returns as nil. It closes DiskOver of those that take more than the limit.
 //
 // Counted are the sandbox's own directories: home, workspace and /tmp, and
-// deleted files in them that are still open. Everything else is read-only, in
-// memory, or the caller's (volumes). Quotas of the file system are not used: see
+// deleted files in them that are still open, and what was changed in a writable
+// root. Everything else is read-only, in memory, or the caller's (volumes). Quotas of the file system are not used: see
 // docs/ARCHITECTURE.md.
 func (m *Manager) Meter(ctx context.Context) error {
 	if m.cfg.DiskLimit <= 0 {
@@ -216,7 +235,7 @@ func (mt *meter) measure(ctx context.Context, b *metered, free uint64) (more boo
 	}
 	if b.walk == nil {
 		mt.m.findNamespace(ctx, b)
-		b.walk, b.cost, b.free = newWalk(b.box.disk.paths...), 0, free
+		b.walk, b.cost, b.free = newWalk(b.box.disk.all()...), 0, free
 	}
 	more, err := b.step()
 	if err != nil {
@@ -232,7 +251,7 @@ func (mt *meter) measure(ctx context.Context, b *metered, free uint64) (more boo
 		b.over(fmt.Sprintf("directories are nested more than %d deep, so that the use of the disk can't be measured", nestedDeepest))
 		return false
 	case use > limit:
-		b.over(fmt.Sprintf("the sandbox takes %s of the disk in its home, workspace and /tmp, and its limit is %s: "+
+		b.over(fmt.Sprintf("the sandbox takes %s of the disk in its home, workspace, /tmp and root, and its limit is %s: "+
 			"remove what the session doesn't need, begin a new session, or raise STROMBOLI_RESOURCES_DISK", size(use), size(limit)))
 		return false
 	case !more:

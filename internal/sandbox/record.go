@@ -36,6 +36,11 @@ type record struct {
 	// the engine decides (rootless) or they are the same.
 	UserNS, UserNSWhy string
 	IDBase            uint32
+	// RootHooks: the sandbox's root has what hooks need that install packages.
+	RootHooks bool
+	// RootDir is the host's directory with what was changed in a writable root;
+	// empty where there is none, or the engine doesn't tell.
+	RootDir string
 	// BootID names the shim that the server first spoke with, before it had
 	// any agent started. Another one means that the container was restarted.
 	BootID string

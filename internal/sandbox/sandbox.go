@@ -4,8 +4,8 @@
 // egress. It knows runs only as labels.
 //
 // It promises that a sandbox has no network device but loopback, a read-only
-// root, no capability but the shim's three, and that the agent never has uid
-// 0. It refuses, before anything is made, what could not hold those promises.
+// root and no capability but the shim's three, save where hooks are to have
+// more (Spec), and that the agent never has uid 0. It refuses, before anything is made, what could not hold those promises.
 package sandbox
 
 import (
@@ -119,7 +119,7 @@ type Sandbox struct {
 	// Attestation is what is in force; nil for one that was found again.
 	Attestation *stromboli.Attestation
 
-	disk    diskUse
+	disk    *diskUse
 	begun   func()             // gives back the slot of its start; nil: it has none
 	made    time.Time          // on the monotonic clock
 	started atomic.Bool        // the container was started: from then on it may be gone

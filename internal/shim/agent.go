@@ -36,6 +36,9 @@ type agent struct {
 	stdin  *stdinWriter
 	stop   *stopPlan
 	rearm  chan struct{} // one slot: stop has changed
+
+	hooks map[string]bool // the ids of those that were started
+	hook  string          // the one at work
 }
 
 // stopPlan is an order to end the agent; times are of the monotonic clock.
@@ -71,6 +74,8 @@ func (a *agent) start(p Process) error {
 		return nil
 	case a.pid != 0:
 		return remotef(CodeConflict, "process %q was started already", a.proc.ID)
+	case a.hook != "":
+		return remotef(CodeConflict, "the hook %q is at work", a.hook)
 	case a.stop != nil:
 		return remotef(CodeConflict, "the sandbox was told to stop before the agent was started")
 	case p.ID == "" || len(p.Argv) == 0 || !filepath.IsAbs(p.Argv[0]) || !filepath.IsAbs(p.Dir):
@@ -124,6 +129,7 @@ func (a *agent) launch(p Process) error {
 	a.stdin = newStdinWriter(ours[0], a.in.spool)
 	go a.stdin.run()
 	r := &agentRun{agent: a, pid: pid, done: done, proc: p, oomBefore: oomBefore}
+	r.end = func() { a.in.killAll(p.UID, p.GID) }
 	for i, stream := range []Stream{Stdout, Stderr} {
 		f := ours[i+1]
 		r.pipes = append(r.pipes, f)
@@ -164,10 +170,10 @@ func (a *agent) requestStop(req StopRequest) {
 	}
 }
 
-// endIfRunning ends an agent that runs, for a cause of the shim's own.
+// endIfRunning ends an agent or a hook that runs, for a cause of the shim's own.
 func (a *agent) endIfRunning(cause string) {
 	a.mu.Lock()
-	running := a.pid != 0 && !a.exited
+	running := a.pid != 0 && !a.exited || a.hook != ""
 	a.mu.Unlock()
 	if running {
 		a.requestStop(StopRequest{KillAfter: termGrace, Cause: cause})
@@ -201,6 +207,7 @@ type agentRun struct {
 	readers   sync.WaitGroup
 	draining  atomic.Bool
 	killed    bool
+	end       func() // kills everything of the run's
 }
 
 func (r *agentRun) read(lr *lineReader, f *os.File) {
@@ -271,7 +278,7 @@ func (r *agentRun) await() syscall.WaitStatus {
 		}
 		if !now.Before(plan.kill) {
 			r.killed = true
-			r.agent.in.killAll(r.proc.UID, r.proc.GID)
+			r.end()
 			timer.Reset(time.Second) // again, should something have been left
 			continue
 		}

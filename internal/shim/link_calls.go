@@ -16,6 +16,12 @@ func (l *link) request(req request) {
 		}
 		l.answer(req.ID, nil, l.in.agent.start(*req.Start))
 		return
+	case opHook:
+		if req.Hook == nil {
+			break
+		}
+		l.answer(req.ID, nil, l.in.agent.startHook(*req.Hook))
+		return
 	case opStop:
 		if req.Stop == nil {
 			break

@@ -152,6 +152,15 @@ func (p *Peer) Start(ctx context.Context, proc Process) error {
 	return err
 }
 
+// Hook starts a hook, before the agent. Its start, output and end are lines.
+// Starting a hook of the same ID again is success. CodeStart where its shell
+// can't be started, which has a start and an end all the same. CodeConflict where another is
+// at work, the agent was started, or a stop came first.
+func (p *Peer) Hook(ctx context.Context, h Hook) error {
+	_, err := p.call(ctx, request{Op: opHook, Hook: &h})
+	return err
+}
+
 // MaxStdin is the largest frame to stdin.
 const MaxStdin = 8 << 20
 

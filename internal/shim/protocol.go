@@ -97,8 +97,9 @@ const (
 	opAttest     op = "attest"
 
 	// Of the shims that a server has made itself, or a server of at least its own
-	// release: older ones don't know it, and need not.
+	// release: older ones don't know them, and need not.
 	opMakeDir op = "make_dir"
+	opHook    op = "hook"
 )
 
 // request is a call of the server's. Calls that need no stream of their own
@@ -108,6 +109,7 @@ type request struct {
 	Op    op           `json:"op"`
 	Start *Process     `json:"start,omitempty"`
 	Stop  *StopRequest `json:"stop,omitempty"`
+	Hook  *Hook        `json:"hook,omitempty"`
 	File  *fileRequest `json:"file,omitempty"`
 }
 

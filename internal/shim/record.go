@@ -17,6 +17,12 @@ const (
 	Stderr      Stream = 2 // a line of the agent's stderr
 	StdinRecord Stream = 3 // Data is the JSON of a StdinWritten
 	Exit        Stream = 4 // Data is the JSON of an ExitStatus; the last line there is
+
+	// Hooks come before the agent, one after the other.
+	HookStart  Stream = 5 // Data is the JSON of a HookStarted
+	HookStdout Stream = 6
+	HookStderr Stream = 7
+	HookExit   Stream = 8 // Data is the JSON of a HookStatus
 )
 
 // String names the stream.
@@ -30,6 +36,14 @@ func (s Stream) String() string {
 		return "stdin"
 	case Exit:
 		return "exit"
+	case HookStart:
+		return "hook's start"
+	case HookStdout:
+		return "hook's stdout"
+	case HookStderr:
+		return "hook's stderr"
+	case HookExit:
+		return "hook's exit"
 	}
 	return fmt.Sprintf("stream %d", uint8(s))
 }
@@ -73,6 +87,8 @@ type ExitStatus struct {
 const (
 	CauseDeadline = "deadline"
 	CauseOrphaned = "orphaned"
+	// CauseNotStarted: a hook's shell could not be started.
+	CauseNotStarted = "not_started"
 )
 
 // ParseExit reads the data of an Exit line.
@@ -134,7 +150,7 @@ func decodeRecords(b []byte) ([]Line, error) {
 			Data:    b[recordHeader:size:size],
 			Dropped: int64(binary.BigEndian.Uint64(b[24:])), //nolint:gosec // checked below
 		}
-		if l.Seq <= prev || l.Dropped < 0 || l.Stream < Stdout || l.Stream > Exit || size > recordHeader+maxLine {
+		if l.Seq <= prev || l.Dropped < 0 || l.Stream < Stdout || l.Stream > HookExit || size > recordHeader+maxLine {
 			return nil, errRecord
 		}
 		prev = l.Seq

@@ -79,6 +79,16 @@ func (s *Store) makeSession(t *tx, in *newRun, source stromboli.Session) error {
 	made.Alias = in.SessionAlias
 	if in.Fork {
 		made.Alias, made.UID, made.GID = "", source.UID, source.GID // the alias is the source's
+		if !made.Hooks.Creates() {
+			made.Hooks = source.Hooks
+		}
+	}
+	hooks := ""
+	if made.Hooks.Creates() {
+		var err error
+		if hooks, err = text(made.Hooks.Create()); err != nil {
+			return err
+		}
 	}
 	if made.CLISessionID == "" {
 		made.CLISessionID = r.SessionID
@@ -90,7 +100,7 @@ func (s *Store) makeSession(t *tx, in *newRun, source stromboli.Session) error {
 	r.SessionAlias = made.Alias
 	now := s.millis(r.CreatedAt)
 	_, err := t.exec(`INSERT INTO sessions (id, tenant, created_by, cli_session_id, alias, ephemeral, forked_from, fork_pending, active_run,
-		uid, gid, title, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		r.SessionID, r.Tenant, r.CreatedBy, made.CLISessionID, alias, made.Ephemeral, source.ID, in.Fork, r.ID, made.UID, made.GID, made.Title, now, now)
+		uid, gid, title, created_at, updated_at, create_hooks) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		r.SessionID, r.Tenant, r.CreatedBy, made.CLISessionID, alias, made.Ephemeral, source.ID, in.Fork, r.ID, made.UID, made.GID, made.Title, now, now, hooks)
 	return err
 }

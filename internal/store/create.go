@@ -19,8 +19,8 @@ type newRun stromboli.NewRun
 //
 // Which session it becomes stands at stromboli.NewRun; the run's SessionID and
 // SessionAlias tell it afterwards, and Resume of its spec is set when there was
-// one to go on with. Of CreateSession the CLISessionID, UID, GID and Ephemeral
-// count, the rest is the run's. MaxQueued bounds the pending runs of the run's
+// one to go on with. Of CreateSession the CLISessionID, UID, GID, Ephemeral and
+// Hooks count, the rest is the run's. MaxQueued bounds the pending runs of the run's
 // tenant, this one included, and doesn't concern one that begins as Running.
 //
 // Errors: KeyReused, SessionExists, SessionBusy (it has an active run, or is

@@ -3,7 +3,9 @@ package store
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
+	"fmt"
 
 	"github.com/tomblancdev/stromboli"
 )
@@ -11,15 +13,21 @@ import (
 // selectSession reads whole sessions, in the order of scanSession.
 const selectSession = `SELECT s.id, s.tenant, s.created_by, s.cli_session_id, coalesce(s.alias, ''), s.ephemeral, s.forked_from,
 	s.fork_pending, s.fork_of, s.active_run, s.transcript_version, s.transcript_key, s.uid, s.gid, s.created_at, s.updated_at,
-	s.title, s.run_count, s.cost_usd, s.deleted_at FROM sessions s `
+	s.title, s.run_count, s.cost_usd, s.deleted_at, s.create_hooks FROM sessions s `
 
 func scanSession(sc scanner) (out stromboli.Session, err error) {
 	var created, updated, deleted int64
+	var hooks string
 	err = sc.Scan(&out.ID, &out.Tenant, &out.CreatedBy, &out.CLISessionID, &out.Alias, &out.Ephemeral, &out.ForkedFrom,
 		&out.ForkPending, &out.ForkOf, &out.ActiveRun, &out.TranscriptVersion, &out.TranscriptKey, &out.UID, &out.GID, &created, &updated,
-		&out.Title, &out.RunCount, &out.CostUSD, &deleted)
+		&out.Title, &out.RunCount, &out.CostUSD, &deleted, &hooks)
 	out.Deleting = deleted > 0
 	out.CreatedAt, out.UpdatedAt = fromMillis(created), fromMillis(updated)
+	if err == nil && hooks != "" {
+		if err = json.Unmarshal([]byte(hooks), &out.Hooks); err != nil {
+			err = fmt.Errorf("hooks of session %s: %w", out.ID, err)
+		}
+	}
 	return out, err
 }
 

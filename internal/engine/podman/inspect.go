@@ -25,6 +25,9 @@ type inspectAnswer struct {
 	EffectiveCaps []string
 	BoundingCaps  []string
 
+	GraphDriver struct {
+		Data struct{ UpperDir string }
+	}
 	State struct {
 		Status     string
 		OOMKilled  bool
@@ -76,6 +79,7 @@ func (c *Client) Inspect(ctx context.Context, id string) (engine.Container, erro
 		User: a.Config.User, UserNS: a.HostConfig.UsernsMode, OCIRuntime: a.OCIRuntime, SeccompProfile: "default",
 		NoNewPrivileges: slices.Contains(a.HostConfig.SecurityOpt, "no-new-privileges"),
 	}
+	out.InForce.UpperDir = a.GraphDriver.Data.UpperDir
 	out.InForce.UIDs, out.InForce.GIDs = idRanges(a.HostConfig.IDMappings.UIDMap), idRanges(a.HostConfig.IDMappings.GIDMap)
 	for _, opt := range a.HostConfig.SecurityOpt {
 		if profile, ok := strings.CutPrefix(opt, "seccomp="); ok {

@@ -96,6 +96,7 @@ func Run(t *testing.T, open func(t *testing.T, clock *Clock) Store) {
 		"session delete":   testSessionDelete,
 		"continue":         testContinue,
 		"fork":             testFork,
+		"hooks":            testHooks,
 		"ephemeral":        testEphemeral,
 		"queue":            testQueue,
 		"idempotency":      testIdempotency,
