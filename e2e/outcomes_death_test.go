@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/modelstub"
@@ -265,12 +264,9 @@ func diskOutcomes() []outcome {
 	over := func(what, take string) outcome {
 		return outcome{
 			what: what, status: stromboli.Failed, reason: stromboli.ReasonDisk, http: 500, spec: script(take + goesOn),
-			check: func(t *testing.T, s *server, r endedRun) {
+			check: func(t *testing.T, _ *server, r endedRun) {
 				if !strings.Contains(r.Error, "its limit is 100 MiB") || !strings.Contains(r.Error, "STROMBOLI_RESOURCES_DISK") {
 					t.Errorf("error %q", r.Error)
-				}
-				if j, err := s.c.Job(s.ctx(), r.ID); err != nil || j.FinishedAt.Sub(j.StartedAt) > 40*time.Second {
-					t.Errorf("%v; it took %s", err, j.FinishedAt.Sub(j.StartedAt))
 				}
 			},
 		}

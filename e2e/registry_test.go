@@ -220,15 +220,11 @@ func TestPullInRuns(t *testing.T) {
 	release := hold()
 	id := s.submit(t, using(left))
 	s.waitPhase(id, stromboli.PhasePulling)
-	begin := time.Now()
 	if err := s.c.Cancel(s.ctx(), id); err != nil {
 		t.Fatal(err)
 	}
 	s.await(t, id).want(t, stromboli.Cancelled, stromboli.ReasonRequest)
-	if took := time.Since(begin); took > 3*time.Second {
-		t.Errorf("the cancel took %s", took)
-	}
-	release()
+	release() // it did not wait for the registry
 
 	pulled := func(image string) {
 		t.Helper()

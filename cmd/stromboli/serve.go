@@ -183,45 +183,6 @@ func ended(err error) error {
 	return err
 }
 
-// forgetBatch bounds the rows that are deleted in one transaction.
-const forgetBatch = 200
-
-// forget deletes what is remembered for a while only: finished runs,
-// idempotency keys, logins and the deliveries of webhooks.
-func (s *server) forget(ctx context.Context) error {
-	tick := time.NewTicker(s.cfg.Jobs.CleanupInterval)
-	defer tick.Stop()
-	for {
-		if _, err := s.store.DeleteExpiredIdempotency(ctx); err != nil && ctx.Err() == nil {
-			s.log.WarnContext(ctx, "deleting expired idempotency keys", "error", err)
-		}
-		for {
-			n, err := s.store.DeleteExpiredGrants(ctx)
-			if err != nil && ctx.Err() == nil {
-				s.log.WarnContext(ctx, "deleting expired logins", "error", err)
-			}
-			if err != nil || n == 0 {
-				break
-			}
-		}
-		for {
-			n, err := s.store.DeleteFinishedRuns(ctx, time.Now().Add(-s.cfg.Jobs.CleanupTTL), forgetBatch)
-			if err != nil && ctx.Err() == nil {
-				s.log.WarnContext(ctx, "deleting finished runs", "error", err)
-			}
-			if err != nil || n < forgetBatch {
-				break
-			}
-		}
-		s.forgetWebhooks(ctx)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-	}
-}
-
 // cleanUp ends the processes that we started, when no sandbox needs them any
 // more: a stopped server, or one whose start failed, leaves nothing behind but
 // what runs.

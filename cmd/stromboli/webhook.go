@@ -1,10 +1,8 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
-	"time"
 
 	"github.com/tomblancdev/stromboli/internal/config"
 	"github.com/tomblancdev/stromboli/internal/policy"
@@ -42,21 +40,4 @@ func newWebhooks(cfg *config.Config, environ []string, outbox webhook.Outbox, lo
 		secrets = append(secrets, webhook.Secret{Text: []byte(s.Text), Key: []byte(s.Key)})
 	}
 	return webhook.New(webhook.Config{Outbox: outbox, Secrets: secrets, Allow: hosts, Timeout: cfg.Webhook.Timeout, Log: log})
-}
-
-// forgetDeliveries bounds the deliveries that are deleted in one transaction;
-// each may hold a body of a megabyte.
-const forgetDeliveries = 50
-
-// forgetWebhooks deletes deliveries that arrived or were given up a while ago.
-func (s *server) forgetWebhooks(ctx context.Context) {
-	for {
-		n, err := s.store.DeleteFinishedDeliveries(ctx, time.Now().Add(-s.cfg.Webhook.CleanupTTL), forgetDeliveries)
-		if err != nil && ctx.Err() == nil {
-			s.log.WarnContext(ctx, "deleting webhook deliveries", "error", err)
-		}
-		if err != nil || n < forgetDeliveries {
-			return
-		}
-	}
 }

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/tomblancdev/stromboli"
 )
@@ -30,9 +29,6 @@ func TestDiskLimit(t *testing.T) {
 		got := l.wait(run.ID)
 		if o := got.Outcome; got.Status != stromboli.Failed || o.Reason != stromboli.ReasonDisk || !strings.Contains(o.Error, "its limit is 16 MiB") {
 			t.Errorf("%s %s: %s", got.Status, o.Reason, o.Error)
-		}
-		if took := got.FinishedAt.Sub(got.StartedAt); took > 30*time.Second {
-			t.Errorf("it took %s", took)
 		}
 	}
 	if got := l.wait(well.ID); got.Status != stromboli.Completed {
