@@ -17,6 +17,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/claude"
 	"github.com/tomblancdev/stromboli/internal/policy"
@@ -70,9 +72,7 @@ type Runner struct {
 	slots      int // slots in use
 	draining   bool
 
-	// removing is held while a deleted session is removed: whoever comes second
-	// finds nothing left to do.
-	removing sync.Mutex
+	removals singleflight.Group // of deleted sessions, by id
 }
 
 // New returns a Runner that does nothing before Run.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -17,8 +18,8 @@ import (
 	"github.com/tomblancdev/stromboli/internal/sandbox"
 )
 
-// transcriptKey names the blob of a session's transcript. All those of a session
-// lie below one key.
+// transcriptKey names the blob of a session's transcript after a run. All those
+// of a session lie below one key.
 func transcriptKey(sessionID string, version int64, by string) string {
 	return fmt.Sprintf("%s/%d-%s.jsonl", transcriptsOf(sessionID), version, by)
 }
@@ -150,18 +151,34 @@ func (r *Runner) DeleteSession(ctx context.Context, p stromboli.Principal, name 
 	return s, nil
 }
 
-// remove may be repeated. The row goes last: as long as it is there somebody
-// goes on.
+// remove removes what belongs to a deleted session. It may be repeated; who
+// asks while somebody removes it waits for that. The row goes last: as long as
+// it is there somebody goes on, and nobody can make a session of that id. Once
+// it is gone somebody may have, whose files are none of ours.
 func (r *Runner) remove(ctx context.Context, s stromboli.Session) error {
-	r.removing.Lock()
-	defer r.removing.Unlock()
-	if err := r.cfg.Sandboxes.RemoveSession(s.ID); err != nil {
-		return err
-	}
-	if err := r.cfg.Blobs.DeleteAll(ctx, transcriptsOf(s.ID)); err != nil {
-		return err
-	}
-	return r.cfg.Store.ForgetSession(ctx, s.ID)
+	_, err, _ := r.removals.Do(s.ID, func() (any, error) {
+		deleted, err := r.cfg.Store.DeletedSessions(ctx)
+		if err != nil {
+			return nil, err
+		}
+		i := slices.IndexFunc(deleted, func(d stromboli.Session) bool { return d.ID == s.ID })
+		if i < 0 {
+			return nil, nil //nolint:nilnil // there is no value
+		}
+		if err := r.cfg.Sandboxes.RemoveSession(s.ID); err != nil {
+			return nil, err
+		}
+		if key := deleted[i].TranscriptKey; key != "" {
+			if err := r.cfg.Blobs.Delete(ctx, key); err != nil {
+				return nil, err
+			}
+		}
+		if err := r.cfg.Blobs.DeleteAll(ctx, transcriptsOf(s.ID)); err != nil {
+			return nil, err
+		}
+		return nil, r.cfg.Store.ForgetSession(ctx, s.ID)
+	})
+	return err
 }
 
 // removeDeleted goes on with the deletions that a server before did not end.
@@ -222,7 +239,8 @@ func (r *Runner) ImportSession(ctx context.Context, p stromboli.Principal, name 
 	if s.ID == "" {
 		s.ID = uuid.NewString()
 	}
-	s.TranscriptKey = transcriptKey(s.ID, s.TranscriptVersion, "import-"+stromboli.NewToken())
+	// Not below the session's own key: one of that id may just be removed.
+	s.TranscriptKey = "imports/" + stromboli.NewToken() + ".jsonl"
 	if err := r.importTranscript(ctx, &s, in); err != nil {
 		cleanUp, cancel := linger(ctx, lastWords)
 		defer cancel()
@@ -252,14 +270,6 @@ func (r *Runner) importTranscript(ctx context.Context, s *stromboli.Session, in 
 	if s.CLISessionID == "" {
 		s.CLISessionID = s.ID
 	}
-	// A session of that id may have been removed since, and the blob with it.
-	r.removing.Lock()
-	defer r.removing.Unlock()
-	again, err := r.cfg.Blobs.Get(ctx, s.TranscriptKey)
-	if err != nil {
-		return fmt.Errorf("reading the transcript that was stored: %w", err)
-	}
-	_ = again.Close()
 	// Nobody is left to take the blob away if the caller goes now.
 	return r.cfg.Store.CreateSession(context.WithoutCancel(ctx), *s)
 }

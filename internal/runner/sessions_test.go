@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 
@@ -123,7 +124,7 @@ func TestImportSession(t *testing.T) {
 	const text = `{"type":"user","uuid":"u1","sessionId":"` + id + `","message":{"role":"user","content":"What was it?"}}` + "\n" +
 		`{"type":"assistant","uuid":"a1","message":{"role":"assistant","content":[{"type":"text","text":"That."}]}}` + "\n"
 	leftovers := func() string {
-		entries, _ := os.ReadDir(filepath.Join(w.data, "blobs", "transcripts"))
+		entries, _ := os.ReadDir(filepath.Join(w.data, "blobs", "imports"))
 		var names []string
 		for _, e := range entries {
 			names = append(names, e.Name())
@@ -179,4 +180,34 @@ func TestImportSession(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.gone(id, run.ID)
+	if _, err := l.DeleteSession(t.Context(), me(), "nightly"); err != nil || leftovers() != "" {
+		t.Errorf("%v; transcripts: %s", err, leftovers())
+	}
+}
+
+// Who comes late to a deletion leaves the session alone that has the id by then.
+func TestDeleteSessionTwiceAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	f := &faults{}
+	l := w.start(options{faults: f})
+	id := l.wait(l.submit(`echo old > made; result one`).ID).SessionID
+	var inner atomic.Bool
+	f.mu.Lock()
+	f.after = func(op string) {
+		if op != "delete session" || inner.Swap(true) {
+			return
+		}
+		if _, err := l.DeleteSession(t.Context(), me(), id); err != nil {
+			t.Error(err)
+		}
+		l.wait(l.submit(`echo new > made; result two`, func(s *stromboli.RunSpec) { s.Claude.SessionID = id }).ID)
+	}
+	f.mu.Unlock()
+	if _, err := l.DeleteSession(t.Context(), me(), id); err != nil {
+		t.Fatal(err)
+	}
+	if run := l.wait(l.submit(`result "$how $(cat made)"`, resume(id)).ID); run.Outcome.Output != "resume new" {
+		t.Errorf("the new session answers %q: %s", run.Outcome.Output, run.Outcome.Error)
+	}
 }
