@@ -196,16 +196,6 @@ func (a *API) authRefresh(w http.ResponseWriter, r *http.Request, _ stromboli.Pr
 	return err
 }
 
-// readInto decodes a small body strictly.
-func (a *API) readInto(w http.ResponseWriter, r *http.Request, v any) error {
-	body, err := a.readBody(w, r)
-	if err != nil {
-		return err
-	}
-	no := func(string) bool { return false }
-	return decode(body, v, vocabulary{later: no, ignored: no})
-}
-
 // validBody tells of a credential; one that is not valid has nothing more.
 type validBody struct {
 	Valid     bool   `json:"valid"`

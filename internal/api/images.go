@@ -151,13 +151,8 @@ type pullResponse struct {
 // pullImage answers when the image is there. The pull goes on when the client
 // goes away: many give up long before a large image has come, and ask again.
 func (a *API) pullImage(w http.ResponseWriter, r *http.Request, _ stromboli.Principal) error {
-	body, err := a.readBody(w, r)
-	if err != nil {
-		return err
-	}
 	var in pullRequest
-	no := func(string) bool { return false }
-	if err := decode(body, &in, vocabulary{later: no, ignored: no}); err != nil {
+	if err := a.readInto(w, r, &in); err != nil {
 		return err
 	}
 	if in.Image == "" {

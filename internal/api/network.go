@@ -50,13 +50,8 @@ func (a *API) setNetwork(w http.ResponseWriter, r *http.Request, p stromboli.Pri
 	if err != nil {
 		return err
 	}
-	body, err := a.readBody(w, r)
-	if err != nil {
-		return err
-	}
 	var wish stromboli.Network
-	no := func(string) bool { return false }
-	if err := decode(body, &wish, vocabulary{later: no, ignored: no}); err != nil {
+	if err := a.readInto(w, r, &wish); err != nil {
 		return err
 	}
 	ctx, cancel := detach(r)

@@ -57,6 +57,20 @@ func (a *API) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	return nil, stromboli.Errorf(stromboli.Invalid, "the body could not be read to its end").WithCause(err)
 }
 
+// readInto decodes the body of a request that has no fields but v's.
+func (a *API) readInto(w http.ResponseWriter, r *http.Request, v any) error {
+	body, err := a.readBody(w, r)
+	if err != nil {
+		return err
+	}
+	return decodeStrictly(body, v)
+}
+
+func decodeStrictly(body []byte, v any) error {
+	no := func(string) bool { return false }
+	return decode(body, v, vocabulary{later: no, ignored: no})
+}
+
 // readSubmission makes a submission from a request's body and headers.
 func (a *API) readSubmission(w http.ResponseWriter, r *http.Request, kind stromboli.Kind, endpoint string) (stromboli.Submission, error) {
 	s := stromboli.Submission{Kind: kind, Idempotency: stromboli.Idempotency{Endpoint: endpoint}}

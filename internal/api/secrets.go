@@ -48,13 +48,8 @@ type newSecret struct {
 }
 
 func (a *API) createSecret(w http.ResponseWriter, r *http.Request, p stromboli.Principal) error {
-	body, err := a.readBody(w, r)
-	if err != nil {
-		return err
-	}
 	var in newSecret
-	no := func(string) bool { return false }
-	if err := decode(body, &in, vocabulary{later: no, ignored: no}); err != nil {
+	if err := a.readInto(w, r, &in); err != nil {
 		return err
 	}
 	ctx, cancel := detach(r)

@@ -108,8 +108,7 @@ func (a *API) redeliver(w http.ResponseWriter, r *http.Request, p stromboli.Prin
 		return err
 	}
 	if len(body) > 0 { // it may say nothing, but not something that is passed over
-		no := func(string) bool { return false }
-		if err := decode(body, &struct{}{}, vocabulary{later: no, ignored: no}); err != nil {
+		if err := decodeStrictly(body, &struct{}{}); err != nil {
 			return err
 		}
 	}

@@ -32,6 +32,24 @@ type faults struct {
 	after func(op string)
 }
 
+// dies submits a run to a server that dies at one of its writes, and reports
+// whether it did before the run had ended.
+func (w *world) dies(at int, before bool, script string, change ...func(*stromboli.RunSpec)) (id string, died bool) {
+	w.t.Helper()
+	f := &faults{dieAt: at, before: before}
+	l := w.start(options{faults: f})
+	id = l.submit(script, change...).ID
+	l.eventually("the run has ended or the server died", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.dead || l.get(id).Status.Terminal()
+	})
+	l.stop()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return id, f.dead
+}
+
 func (f *faults) begin(op string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -19,11 +19,6 @@ func hooked(l stromboli.Lifecycle) func(*stromboli.RunSpec) {
 	return func(s *stromboli.RunSpec) { s.Podman.Lifecycle = l }
 }
 
-// resumed goes on with a session.
-func resumed(session string) func(*stromboli.RunSpec) {
-	return func(s *stromboli.RunSpec) { s.Claude.SessionID, s.Claude.Resume = session, true }
-}
-
 // threeHooks note in the home that they ran.
 func threeHooks() stromboli.Lifecycle {
 	return stromboli.Lifecycle{
@@ -105,7 +100,7 @@ func TestHooks(t *testing.T) {
 	}
 	// The sandbox is another one: its create hooks run again, and post_start only
 	// where it is named.
-	again := l.wait(l.submit(`result again`, resumed(first.SessionID)).ID)
+	again := l.wait(l.submit(`result again`, resume(first.SessionID)).ID)
 	want(t, again, stromboli.Completed, "")
 	if got := w.ran(first); got != "create post post2 start create post post2" || !slices.Equal(warned(again), []string{"hooks_repeated"}) {
 		t.Errorf("ran %q, warnings %v", got, again.Warnings)
@@ -114,13 +109,13 @@ func TestHooks(t *testing.T) {
 	other := threeHooks()
 	other.OnCreateCommand = []string{"echo other >> ~/hooks"}
 	must(t, os.Remove(filepath.Join(w.data, "sessions", first.SessionID, "home", "hooks")))
-	third := l.wait(l.submit(`result third`, resumed(first.SessionID), hooked(other)).ID)
+	third := l.wait(l.submit(`result third`, resume(first.SessionID), hooked(other)).ID)
 	if got := w.ran(first); got != "create post post2 start" || !slices.Equal(warned(third), []string{"hooks_repeated", "hooks_not_run"}) {
 		t.Errorf("ran %q, warnings %v", got, third.Warnings)
 	}
 	// A fork is a session of its own, that begins with the hooks of its source's or its own.
 	fork := func(change ...func(*stromboli.RunSpec)) stromboli.Run {
-		return l.wait(l.submit(`result forked`, append(change, resumed(first.SessionID), func(s *stromboli.RunSpec) { s.Claude.ForkSession = true })...).ID)
+		return l.wait(l.submit(`result forked`, append(change, resume(first.SessionID), func(s *stromboli.RunSpec) { s.Claude.ForkSession = true })...).ID)
 	}
 	if run := fork(); w.ran(run) != "create post post2 start create post post2" || len(warned(run)) != 0 {
 		t.Errorf("a fork ran %q, warnings %v", w.ran(run), run.Warnings)
@@ -130,7 +125,7 @@ func TestHooks(t *testing.T) {
 	}
 	// A session that began without has none.
 	plain := l.wait(l.submit(`result plain`).ID)
-	late := l.wait(l.submit(`result late`, resumed(plain.SessionID), hooked(threeHooks())).ID)
+	late := l.wait(l.submit(`result late`, resume(plain.SessionID), hooked(threeHooks())).ID)
 	if got := w.ran(late); got != "start" || !slices.Equal(warned(late), []string{"hooks_not_run"}) {
 		t.Errorf("ran %q, warnings %v", got, late.Warnings)
 	}
@@ -184,20 +179,9 @@ func TestHooksDeathAtEachWrite(t *testing.T) {
 	w := newWorld(t)
 	for at, more := 1, true; more; at++ {
 		for _, before := range []bool{true, false} {
-			f := &faults{dieAt: at, before: before}
-			l := w.start(options{faults: f})
-			id := l.submit(`result hello`, hooked(threeHooks())).ID
-			l.eventually("the run has ended or the server died", func() bool {
-				f.mu.Lock()
-				defer f.mu.Unlock()
-				return f.dead || l.get(id).Status.Terminal()
-			})
-			l.stop()
-			f.mu.Lock()
-			more = f.dead
-			f.mu.Unlock()
-
-			l = w.start(options{})
+			var id string
+			id, more = w.dies(at, before, `result hello`, hooked(threeHooks()))
+			l := w.start(options{})
 			run := l.wait(id)
 			want(t, run, stromboli.Completed, "")
 			var hooks []string

@@ -20,20 +20,9 @@ func TestDeathAtEachWrite(t *testing.T) {
 	const script = `say one; say two; sleep 0.05; say three; result hello`
 	for at, more := 1, true; more; at++ {
 		for _, before := range []bool{true, false} {
-			f := &faults{dieAt: at, before: before}
-			l := w.start(options{faults: f})
-			id := l.submit(script).ID
-			l.eventually("the run has ended or the server died", func() bool {
-				f.mu.Lock()
-				defer f.mu.Unlock()
-				return f.dead || l.get(id).Status.Terminal()
-			})
-			l.stop()
-			f.mu.Lock()
-			more = f.dead
-			f.mu.Unlock()
-
-			l = w.start(options{})
+			var id string
+			id, more = w.dies(at, before, script)
+			l := w.start(options{})
 			run := l.wait(id)
 			want(t, run, stromboli.Completed, "")
 			if n := w.starts(run); n != 1 || run.Outcome.Output != "hello" {

@@ -145,20 +145,9 @@ func TestForkDeathAtEachWrite(t *testing.T) {
 	before, blobs := tree(t, w.sessionPath(source)), w.saved(t, source)
 	for at, more := 1, true; more; at++ {
 		for _, first := range []bool{true, false} {
-			f := &faults{dieAt: at, before: first}
-			l := w.start(options{faults: f})
-			id := l.submit(`cat made; echo fork > made; result "$how $(wc -l < "$log")"`, fork(source)).ID
-			l.eventually("the run has ended or the server died", func() bool {
-				f.mu.Lock()
-				defer f.mu.Unlock()
-				return f.dead || l.get(id).Status.Terminal()
-			})
-			l.stop()
-			f.mu.Lock()
-			more = f.dead
-			f.mu.Unlock()
-
-			l = w.start(options{})
+			var id string
+			id, more = w.dies(at, first, `cat made; echo fork > made; result "$how $(wc -l < "$log")"`, fork(source))
+			l := w.start(options{})
 			run := l.wait(id)
 			want(t, run, stromboli.Completed, "")
 			if n := w.starts(run); n != 2 || run.Outcome.Output != "fork 2" { // the source's start is in the copy
