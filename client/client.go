@@ -165,20 +165,70 @@ func (c *Client) ask(ctx context.Context, k call, out any) error {
 }
 
 func (c *Client) roundTrip(ctx context.Context, k call) (*http.Response, []byte, error) {
-	req, err := c.request(ctx, k)
+	resp, err := c.send(ctx, k)
 	if err != nil {
 		return nil, nil, err
 	}
-	resp, err := c.hc.Do(req)
+	body, err := readAnswer(k, resp)
+	return resp, body, err
+}
+
+// open sends a call once; answers that are no success are errors. The caller
+// closes the body.
+func (c *Client) open(ctx context.Context, k call) (io.ReadCloser, error) {
+	resp, err := c.send(ctx, k)
 	if err != nil {
-		return nil, nil, err // names method and URL
+		return nil, err
 	}
+	if resp.StatusCode/100 == 2 {
+		return resp.Body, nil
+	}
+	body, err := readAnswer(k, resp)
+	if err != nil {
+		return nil, err
+	}
+	return nil, errorOf(resp, body)
+}
+
+func (c *Client) send(ctx context.Context, k call) (*http.Response, error) {
+	req, err := c.request(ctx, k)
+	if err != nil {
+		return nil, err
+	}
+	return c.hc.Do(req) // its error names method and URL
+}
+
+// readAnswer reads a whole body and closes it.
+func readAnswer(k call, resp *http.Response) ([]byte, error) {
 	defer func() { _ = resp.Body.Close() }() // nothing is lost by it
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s %s: read the answer: %w", k.method, k.path, err)
+		return nil, fmt.Errorf("%s %s: read the answer: %w", k.method, k.path, err)
 	}
-	return resp, body, nil
+	return body, nil
+}
+
+// params builds a query of what is set.
+type params struct{ url.Values }
+
+func (p params) set(name, value string) {
+	if value != "" {
+		p.Set(name, value)
+	}
+}
+
+func (p params) since(t time.Time) {
+	if !t.IsZero() {
+		p.Set("since", t.UTC().Format(time.RFC3339Nano))
+	}
+}
+
+// page asks for the part of a list after a cursor.
+func (p params) page(limit int, cursor string) {
+	if limit != 0 {
+		p.Set("limit", strconv.Itoa(limit))
+	}
+	p.set("cursor", cursor)
 }
 
 // errorOf rebuilds the server's error.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"strconv"
 	"time"
 
 	"github.com/tomblancdev/stromboli"
@@ -147,27 +146,17 @@ type Page struct {
 
 // Jobs lists runs.
 func (c *Client) Jobs(ctx context.Context, f Filter) (Page, error) {
-	q := url.Values{}
-	set := func(name, value string) {
-		if value != "" {
-			q.Set(name, value)
-		}
-	}
-	set("kind", f.Kind)
-	set("status", string(f.Status))
-	set("session_id", f.SessionID)
-	set("cursor", f.Cursor)
-	if !f.Since.IsZero() {
-		set("since", f.Since.UTC().Format(time.RFC3339Nano))
-	}
-	if f.Limit != 0 {
-		set("limit", strconv.Itoa(f.Limit))
-	}
+	q := params{url.Values{}}
+	q.set("kind", f.Kind)
+	q.set("status", string(f.Status))
+	q.set("session_id", f.SessionID)
+	q.since(f.Since)
+	q.page(f.Limit, f.Cursor)
 	for k, v := range f.Metadata {
 		q.Set("metadata."+k, v)
 	}
 	var p Page
-	err := c.ask(ctx, call{method: http.MethodGet, path: "/jobs", query: q}, &p)
+	err := c.ask(ctx, call{method: http.MethodGet, path: "/jobs", query: q.Values}, &p)
 	return p, err
 }
 

@@ -35,24 +35,15 @@ type SessionPage struct {
 
 // Sessions lists sessions; the filter's tenant is the caller's own.
 func (c *Client) Sessions(ctx context.Context, f stromboli.SessionFilter) (SessionPage, error) {
-	q := url.Values{}
-	if f.Alias != "" {
-		q.Set("alias", f.Alias)
-	}
-	if !f.Since.IsZero() {
-		q.Set("since", f.Since.UTC().Format(time.RFC3339Nano))
-	}
+	q := params{url.Values{}}
+	q.set("alias", f.Alias)
+	q.since(f.Since)
 	if f.Active != nil {
 		q.Set("active", strconv.FormatBool(*f.Active))
 	}
-	if f.Limit != 0 {
-		q.Set("limit", strconv.Itoa(f.Limit))
-	}
-	if f.Cursor != "" {
-		q.Set("cursor", f.Cursor)
-	}
+	q.page(f.Limit, f.Cursor)
 	var p SessionPage
-	err := c.ask(ctx, call{method: http.MethodGet, path: "/sessions", query: q}, &p)
+	err := c.ask(ctx, call{method: http.MethodGet, path: "/sessions", query: q.Values}, &p)
 	return p, err
 }
 
@@ -102,50 +93,22 @@ func (c *Client) Message(ctx context.Context, name, id string) (stromboli.Messag
 // Transcript opens what the agent CLI has written, lines of JSON. The caller
 // closes it; what is read without an error up to io.EOF is the whole.
 func (c *Client) Transcript(ctx context.Context, name string) (io.ReadCloser, error) {
-	resp, err := c.raw(ctx, call{method: http.MethodGet, path: sessionPath(name) + "/transcript"})
-	if err != nil {
-		return nil, err
-	}
-	return resp.Body, nil
+	return c.open(ctx, call{method: http.MethodGet, path: sessionPath(name) + "/transcript"})
 }
 
 // ImportSession makes a session of a transcript. Its name is an id or an alias;
 // empty: the transcript's own id.
 func (c *Client) ImportSession(ctx context.Context, name string, transcript io.Reader) (Session, error) {
-	q := url.Values{}
-	if name != "" {
-		q.Set("session_id", name)
-	}
+	q := params{url.Values{}}
+	q.set("session_id", name)
 	var s Session
-	resp, err := c.raw(ctx, call{method: http.MethodPost, path: "/sessions/import", query: q, lines: transcript})
+	body, err := c.open(ctx, call{method: http.MethodPost, path: "/sessions/import", query: q.Values, lines: transcript})
 	if err != nil {
 		return s, err
 	}
-	defer func() { _ = resp.Body.Close() }()
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(&s); err != nil {
+	defer func() { _ = body.Close() }()
+	if err := json.NewDecoder(io.LimitReader(body, maxAnswer)).Decode(&s); err != nil {
 		return s, fmt.Errorf("POST /sessions/import: the answer is not what it should be: %w", err)
 	}
 	return s, nil
-}
-
-// raw sends a call once; answers that are no success are errors. The caller
-// closes the body.
-func (c *Client) raw(ctx context.Context, k call) (*http.Response, error) {
-	req, err := c.request(ctx, k)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := c.hc.Do(req)
-	if err != nil {
-		return nil, err // names method and URL
-	}
-	if resp.StatusCode/100 == 2 {
-		return resp, nil
-	}
-	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if err != nil {
-		return nil, fmt.Errorf("%s %s: read the answer: %w", k.method, k.path, err)
-	}
-	return nil, errorOf(resp, body)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/http"
 	"net/url"
-	"strconv"
 	"time"
 
 	"github.com/tomblancdev/stromboli"
@@ -43,21 +42,14 @@ type DeliveryPage struct {
 
 // Deliveries returns a page of the webhooks' deliveries.
 func (c *Client) Deliveries(ctx context.Context, f DeliveryFilter) (DeliveryPage, error) {
-	q := url.Values{}
+	q := params{url.Values{}}
 	for _, s := range f.Statuses {
 		q.Add("status", string(s))
 	}
-	if f.JobID != "" {
-		q.Set("job_id", f.JobID)
-	}
-	if f.Limit > 0 {
-		q.Set("limit", strconv.Itoa(f.Limit))
-	}
-	if f.Cursor != "" {
-		q.Set("cursor", f.Cursor)
-	}
+	q.set("job_id", f.JobID)
+	q.page(f.Limit, f.Cursor)
 	var page DeliveryPage
-	err := c.ask(ctx, call{method: http.MethodGet, path: "/webhooks/deliveries", query: q}, &page)
+	err := c.ask(ctx, call{method: http.MethodGet, path: "/webhooks/deliveries", query: q.Values}, &page)
 	return page, err
 }
 

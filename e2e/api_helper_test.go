@@ -51,7 +51,8 @@ func (s *server) sendBody(t *testing.T, method, path string, body io.Reader, hea
 		req.Header.Set(name, value)
 	}
 	begin := time.Now()
-	resp, err := (&http.Client{Timeout: 2 * time.Minute}).Do(req)
+	transport := &http.Transport{DisableKeepAlives: true}
+	resp, err := (&http.Client{Timeout: 2 * time.Minute, Transport: canaryTransport{t, transport}}).Do(req)
 	if err != nil {
 		t.Fatalf("%s %s: %v", method, path, err)
 	}
@@ -60,7 +61,6 @@ func (s *server) sendBody(t *testing.T, method, path string, body io.Reader, hea
 	if err != nil {
 		t.Fatalf("%s %s: reading the answer: %v", method, path, err)
 	}
-	suite.contract.judge(t, req, resp.StatusCode, resp.Header.Get("Content-Type"), b)
 	return apiAnswer{resp.StatusCode, resp.Header, b, time.Since(begin)}
 }
 

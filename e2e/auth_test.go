@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -54,26 +53,12 @@ func (s *server) as(token string) {
 // authAsk sends one request with a token and returns status and body.
 func (s *server) authAsk(method, path, token, body string) (int, string) {
 	s.t.Helper()
-	req, err := http.NewRequestWithContext(s.ctx(), method, s.url+path, strings.NewReader(body))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if body != "" {
-		req.Header.Set("Content-Type", "application/json")
-	}
+	var headers []string
 	if token != "" {
-		req.Header.Set("X-API-Token", token)
+		headers = append(headers, "X-API-Token: "+token)
 	}
-	resp, err := (&http.Client{Transport: canaryTransport{s.t, &http.Transport{DisableKeepAlives: true}}}).Do(req)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return resp.StatusCode, string(b)
+	a := s.send(s.t, method, path, body, headers...)
+	return a.status, string(a.body)
 }
 
 func (s *server) authPair(path, token, body string) (access, refresh string) {
