@@ -130,3 +130,21 @@ func TestOwnAnswersAreJSON(t *testing.T) {
 		}
 	}
 }
+
+// TestRefusedBodyAndClose: who sends a body that is too large, and closes the
+// connection afterwards, reads the refusal and is not cut off.
+func TestRefusedBodyAndClose(t *testing.T) {
+	s := start(t)
+	body := `{"prompt":"` + strings.Repeat("x", 11<<20) + `"}`
+	transport := &http.Transport{DisableKeepAlives: true}
+	for range 50 {
+		resp, err := (&http.Client{Transport: transport}).Post("http://"+s.addr+"/run", "application/json", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusRequestEntityTooLarge {
+			t.Fatal(resp.Status)
+		}
+	}
+}

@@ -190,6 +190,24 @@ func (a *API) dropBody(w http.ResponseWriter, r *http.Request) error {
 	return err
 }
 
+// lingerTime bounds the reading of a body that was refused.
+const lingerTime = 2 * time.Second
+
+// linger lets a client that closes its connection after this request read the
+// answer: were what it still sends left unread, the kernel would reset the
+// connection, and the answer could be lost. net/http takes care of the
+// connections that were to be used again.
+func (a *API) linger(w http.ResponseWriter, r *http.Request) {
+	if !r.Close || r.ContentLength == 0 || r.Header.Get("Expect") != "" {
+		return
+	}
+	if err := http.NewResponseController(w).Flush(); err != nil {
+		return
+	}
+	a.readDeadline(w, time.Now().Add(lingerTime))
+	_, _ = io.Copy(io.Discard, r.Body) // at its end, at once
+}
+
 // readDeadline sets it; connections without one (in tests) need none.
 func (a *API) readDeadline(w http.ResponseWriter, t time.Time) {
 	err := http.NewResponseController(w).SetReadDeadline(t)

@@ -35,6 +35,7 @@ func (a *API) Handler() http.Handler {
 		defer a.guard(w, r)
 		a.limitBody(w, r)
 		a.serve(w, r)
+		a.linger(w, r)
 	})
 }
 
