@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/tomblancdev/stromboli/internal/config"
+	"github.com/tomblancdev/stromboli/internal/egress"
 	"github.com/tomblancdev/stromboli/internal/engine"
 	"github.com/tomblancdev/stromboli/internal/engine/podman"
 	"github.com/tomblancdev/stromboli/internal/idmap"
@@ -102,8 +103,8 @@ func checkup(cfg *config.Config, environ []string, demo bool) (setup.Checkup, er
 		Root: "/", Host: setup.ReadHost("/", environ), DataDir: cfg.DataDir, SharedDir: cfg.SharedDir(), CacheDir: cfg.CacheDir, Env: environ,
 		Address: cfg.ContainerHost, Image: image, AllowUnenforced: cfg.Resources.AllowUnenforced,
 		UserNSOff:  cfg.Sandbox.UserNS == "none",
-		Credential: describeCredential(cfg, environ, demo),
 	}
+	up.Credential, up.Tenants, up.TenantsErr = describeCredentials(cfg, environ, demo)
 	if self, err := os.Executable(); err == nil {
 		if info, err := os.Stat(self); err == nil {
 			up.Built = info.ModTime()
@@ -135,15 +136,23 @@ func defaultImage(cfg *config.Config, environ []string) (string, error) {
 	return setup.AgentImageName(setup.ImageConfig{Config: setup.Config{CacheDir: cfg.CacheDir, Env: environ}})
 }
 
-// describeCredential says what is known of the model's credential, and nothing
-// of what it is.
-func describeCredential(cfg *config.Config, environ []string, demo bool) setup.Credential {
+// describeCredentials says what is known of the credentials for the model, and
+// nothing of what they are.
+func describeCredentials(cfg *config.Config, environ []string, demo bool) (common setup.Credential, tenants map[string]setup.Credential, tenantsErr error) {
 	if demo {
-		return setup.Credential{Demo: true}
+		return setup.Credential{Demo: true}, nil, nil
 	}
-	cred, err := cfg.LoadCredential(environ)
-	if err != nil {
-		return setup.Credential{Err: err}
+	found := readCredentials(cfg, environ, egress.Config{})
+	tenants = map[string]setup.Credential{}
+	for name, t := range found.tenants {
+		tenants[name] = describeCredential(cfg, t)
+	}
+	return describeCredential(cfg, found.common), tenants, found.tenantsErr
+}
+
+func describeCredential(cfg *config.Config, cred config.TenantCredential) setup.Credential {
+	if cred.Err != nil {
+		return setup.Credential{Err: cred.Err}
 	}
 	out := setup.Credential{
 		Kind: string(cred.Kind), Source: cred.Source, Expires: cred.Expires, Login: cred.Source == cfg.Agent.CredentialsFile,

@@ -83,7 +83,12 @@ func maxima(r config.Resources, limits *policy.Config) (err error) {
 // keeps, and what would let an agent become it.
 func protected(cfg *config.Config) []string {
 	own := []string{cfg.DataDir, cfg.CacheDir, cfg.SessionsDir(), cfg.SharedDir()}
-	for _, file := range []string{cfg.Secrets.KeyFile, cfg.Agent.SecretsFile, cfg.Agent.CredentialsFile, cfg.APITokensFile} {
+	files := []string{cfg.Secrets.KeyFile, cfg.Agent.SecretsFile, cfg.Agent.CredentialsFile, cfg.Agent.TenantCredentialsFile, cfg.APITokensFile}
+	tenants, _ := cfg.LoadTenantCredentials(nil) // what is wrong with them is told elsewhere
+	for _, t := range tenants {
+		files = append(files, t.File)
+	}
+	for _, file := range files {
 		if file == "" {
 			continue
 		}

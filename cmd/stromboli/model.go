@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
+	"reflect"
 	"syscall"
 	"time"
 
@@ -25,11 +25,12 @@ type egressConfig interface {
 // watchEvery is how often the credentials' files are looked at.
 const watchEvery = time.Second
 
-// model gives egress the credential for the model's endpoint and tells runs of
-// which kind it is. Its files are watched, so that a token that was renewed,
-// by the user's own CLI for one, is used from the next request on, in the
-// middle of a run too. A file that can't be read at a change leaves the
-// credential as it was, and the fault is shown.
+// model gives egress the credentials for the model's endpoint, the common one and
+// those of tenants, and tells runs of which kind theirs is. Their files are
+// watched, so that a token that was renewed, by the user's own CLI for one, is
+// used from the next request on, in the middle of a run too. A file that can't
+// be read at a change leaves the credentials as they were, and the fault is
+// shown.
 type model struct {
 	cfg     *config.Config
 	environ []string
@@ -38,7 +39,8 @@ type model struct {
 	log     *slog.Logger
 
 	turn chan struct{} // one slot: held while egress is told, which may take a while
-	last config.Credential
+	have credentials   // what was usable when it was last read
+	told egress.Config
 	sent bool
 }
 
@@ -61,30 +63,10 @@ func newModel(cfg *config.Config, environ []string, demo bool, to egressConfig, 
 	if err := (egress.Config{Proxy: upstream(environ), ProxyHosts: cfg.Egress.ProxyHosts}).Validate(); err != nil {
 		return nil, fmt.Errorf("HTTPS_PROXY, STROMBOLI_EGRESS_PROXY_HOSTS: %w", err)
 	}
+	if _, err := cfg.LoadTenantCredentials(environ); err != nil {
+		return nil, err
+	}
 	return m, nil
-}
-
-// load finds the credential, and what egress has to know of it.
-func (m *model) load() (config.Credential, egress.Config, error) {
-	cred, err := m.cfg.LoadCredential(m.environ)
-	if err != nil {
-		return cred, egress.Config{}, err
-	}
-	headers, err := config.CustomHeaders(m.environ)
-	if err != nil {
-		return cred, egress.Config{}, fmt.Errorf("ANTHROPIC_CUSTOM_HEADERS: %w", err)
-	}
-	cfg := m.common()
-	cfg.ModelURL, cfg.ExtraHeaders = cred.BaseURL, headers
-	cfg.Credential = egress.Credential{Kind: egress.CredentialKind(cred.Kind), Value: string(cred.Value)}
-	if err := cfg.Validate(); err != nil {
-		return cred, egress.Config{}, fmt.Errorf("%s: %w", cred.Source, err)
-	}
-	return cred, cfg, nil
-}
-
-func (m *model) common() egress.Config {
-	return egress.Config{Allow: m.cfg.Egress.Allow, Proxy: upstream(m.environ), ProxyHosts: m.cfg.Egress.ProxyHosts}
 }
 
 func upstream(environ []string) egress.UpstreamProxy {
@@ -92,8 +74,9 @@ func upstream(environ []string) egress.UpstreamProxy {
 	return egress.UpstreamProxy{URL: string(p.URL), NoProxy: p.NoProxy}
 }
 
-// Ready hands the present credential to egress if it has changed.
-func (m *model) Ready(ctx context.Context) (string, error) {
+// Ready hands the present credentials to egress if they have changed, and
+// returns the kind of a tenant's.
+func (m *model) Ready(ctx context.Context, tenant string) (string, error) {
 	select {
 	case m.turn <- struct{}{}:
 		defer func() { <-m.turn }()
@@ -101,32 +84,33 @@ func (m *model) Ready(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("configuring egress: %w", ctx.Err())
 	}
 	if m.demo {
-		if !m.sent {
-			cfg := m.common()
-			cfg.Demo = true
-			if err := m.egress.SetConfig(ctx, cfg); err != nil {
-				return "", fmt.Errorf("configuring egress: %w", err)
-			}
-			m.sent = true
-		}
-		return claude.APIKey, nil
+		cfg := m.basis()
+		cfg.Demo = true
+		return claude.APIKey, m.tell(ctx, cfg)
 	}
-	cred, cfg, err := m.load()
-	switch {
-	case err == nil:
-	case m.sent && !errors.Is(err, config.ErrNoCredential) && !errors.Is(err, fs.ErrNotExist): // somebody is writing the file, or has broken it
-		return string(m.last.Kind), nil
-	default:
+	found := m.read()
+	m.have = found.over(m.have)
+	if err := m.tell(ctx, m.configOf(m.have)); err != nil {
+		return "", err
+	}
+	cred, err := m.have.of(tenant)
+	if err != nil {
 		return "", stromboli.Errorf(stromboli.NotConfigured, "Claude is not configured: %v", err).WithCause(err)
 	}
-	if m.sent && cred == m.last {
-		return string(cred.Kind), nil
+	return string(cred.Kind), nil
+}
+
+// tell configures egress, unless that is what it was last told, or there is
+// nothing to tell.
+func (m *model) tell(ctx context.Context, cfg egress.Config) error {
+	if m.sent && reflect.DeepEqual(cfg, m.told) || !m.sent && !cfg.Demo && cfg.ModelURL == "" && len(cfg.Tenants) == 0 {
+		return nil
 	}
 	if err := m.egress.SetConfig(ctx, cfg); err != nil {
-		return "", fmt.Errorf("configuring egress: %w", err)
+		return fmt.Errorf("configuring egress: %w", err)
 	}
-	m.last, m.sent = cred, true
-	return string(cred.Kind), nil
+	m.told, m.sent = cfg, true
+	return nil
 }
 
 // watch hands changed credentials to egress until ctx ends.
@@ -147,30 +131,50 @@ func (m *model) watch(ctx context.Context) error {
 // credentialWatch knows the files of the credentials as they were last seen.
 type credentialWatch struct {
 	m     *model
-	marks [2]fileMark
+	marks map[string]fileMark
 	fault string // that the log has been told of
 }
 
-func (m *model) newWatch() *credentialWatch { return &credentialWatch{m: m, marks: m.marks()} }
-
-func (m *model) marks() [2]fileMark {
-	return [2]fileMark{markOf(m.cfg.Agent.SecretsFile), markOf(m.cfg.Agent.CredentialsFile)}
+func (m *model) newWatch() *credentialWatch {
+	return &credentialWatch{m: m, marks: m.marks(m.read())}
 }
 
-// look hands the credential to egress if a file has changed.
+// marks are those of the files that credentials were, or would be, read from.
+func (m *model) marks(found credentials) map[string]fileMark {
+	files := append(found.files(), m.cfg.Agent.SecretsFile, m.cfg.Agent.CredentialsFile, m.cfg.Agent.TenantCredentialsFile)
+	marks := map[string]fileMark{}
+	for _, f := range files {
+		if f != "" {
+			marks[f] = markOf(f)
+		}
+	}
+	return marks
+}
+
+// look hands the credentials to egress if a file has changed.
 func (w *credentialWatch) look(ctx context.Context) {
-	marks := w.m.marks()
-	if marks == w.marks || w.m.demo {
+	changed := false
+	for f, mark := range w.marks {
+		changed = changed || markOf(f) != mark
+	}
+	if !changed || w.m.demo {
 		return
 	}
-	w.marks = marks
 	w.m.log.InfoContext(ctx, "the files of the Claude credentials have changed")
-	_, _, err := w.m.load() // Ready passes over a broken file
-	if err == nil {
-		_, err = w.m.Ready(ctx)
+	// The marks come first: what changes after them is read next time.
+	w.marks = w.m.marks(w.m.read())
+	err := w.m.read().fault()
+	if _, rerr := w.m.Ready(ctx, stromboli.DefaultTenant); err == nil && !errors.Is(rerr, stromboli.NotConfigured) {
+		err = rerr
 	}
+	if ctx.Err() == nil {
+		w.tell(ctx, err)
+	}
+}
+
+// tell writes a fault to the log, once.
+func (w *credentialWatch) tell(ctx context.Context, err error) {
 	switch {
-	case ctx.Err() != nil:
 	case err == nil:
 		w.fault = ""
 	case w.fault != err.Error():
@@ -197,18 +201,18 @@ func markOf(path string) fileMark {
 	return mark
 }
 
-// status describes the credential for people.
-func (m *model) status() api.ClaudeStatus {
+// status describes a tenant's credential for people.
+func (m *model) status(tenant string) api.ClaudeStatus {
 	if m.demo {
 		return api.ClaudeStatus{Configured: true, Message: "demo: answers come from the built-in scripted model", Source: "demo"}
 	}
-	cred, _, err := m.load()
+	cred, err := m.read().of(tenant)
 	st := api.ClaudeStatus{Source: cred.Source, Kind: string(cred.Kind), ExpiresAt: cred.Expires.UTC()}
 	if cred.Expires.IsZero() {
 		st.ExpiresAt = time.Time{}
 	}
 	switch {
-	case errors.Is(err, config.ErrNoCredential):
+	case errors.Is(err, config.ErrNoCredential), errors.Is(err, errNoTenant):
 		st.Message = err.Error()
 	case err != nil:
 		st.Message = "the Claude credentials can't be read: " + err.Error()

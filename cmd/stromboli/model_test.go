@@ -34,30 +34,30 @@ func TestModelTellsEgressWhatChanged(t *testing.T) {
 	must(t, os.WriteFile(key, []byte("sk-ant-oat01-one"), 0o600))
 	m, err := newModel(&config.Config{Agent: config.Agent{SecretsFile: key}}, nil, false, to, slog.New(slog.DiscardHandler))
 	must(t, err)
-	if _, err := m.Ready(t.Context()); err == nil {
+	if _, err := m.Ready(t.Context(), stromboli.DefaultTenant); err == nil {
 		t.Error("ready without egress")
 	}
 	to.err = nil
 	for range 3 {
-		if kind, err := m.Ready(t.Context()); kind != claude.OAuth || err != nil {
+		if kind, err := m.Ready(t.Context(), stromboli.DefaultTenant); kind != claude.OAuth || err != nil {
 			t.Errorf("%s, %v", kind, err)
 		}
 	}
 	must(t, os.WriteFile(key, []byte("sk-ant-api03-two"), 0o600)) // renewed
-	if kind, err := m.Ready(t.Context()); kind != claude.APIKey || err != nil {
+	if kind, err := m.Ready(t.Context(), stromboli.DefaultTenant); kind != claude.APIKey || err != nil {
 		t.Errorf("%s, %v", kind, err)
 	}
 	if len(to.configs) != 3 || to.configs[2].Credential.Value != "sk-ant-api03-two" {
 		t.Errorf("told %d times", len(to.configs))
 	}
 	must(t, os.Remove(key))
-	if _, err := m.Ready(t.Context()); !errors.Is(err, stromboli.NotConfigured) {
+	if _, err := m.Ready(t.Context(), stromboli.DefaultTenant); !errors.Is(err, stromboli.NotConfigured) {
 		t.Errorf("without a key: %v", err)
 	}
 	m.turn <- struct{}{} // somebody waits for egress
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
-	if _, err := m.Ready(ctx); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := m.Ready(ctx, stromboli.DefaultTenant); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("behind somebody who waits: %v", err)
 	}
 }
@@ -80,10 +80,10 @@ func TestModelRefusesWhatEgressWould(t *testing.T) {
 	}
 	m, err := newModel(&config.Config{}, []string{"ANTHROPIC_API_KEY=a\nb"}, false, &told{}, slog.New(slog.DiscardHandler))
 	must(t, err)
-	if _, err := m.Ready(t.Context()); !errors.Is(err, stromboli.NotConfigured) || !strings.Contains(err.Error(), "ANTHROPIC_API_KEY") {
+	if _, err := m.Ready(t.Context(), stromboli.DefaultTenant); !errors.Is(err, stromboli.NotConfigured) || !strings.Contains(err.Error(), "ANTHROPIC_API_KEY") {
 		t.Errorf("a key that no header may hold: %v", err)
 	}
-	if st := m.status(); st.Configured {
+	if st := m.status(stromboli.DefaultTenant); st.Configured {
 		t.Errorf("configured: %+v", st)
 	}
 }
@@ -108,9 +108,9 @@ func TestModelWatch(t *testing.T) {
 	var log bytes.Buffer
 	m, err := newModel(&config.Config{Agent: config.Agent{CredentialsFile: file}}, nil, false, to, slog.New(slog.NewTextHandler(&log, nil)))
 	must(t, err)
-	_, err = m.Ready(t.Context())
+	_, err = m.Ready(t.Context(), stromboli.DefaultTenant)
 	must(t, err)
-	if st := m.status(); !st.Configured || st.Kind != claude.OAuth || st.Source != file || st.ExpiresAt.Year() != 2100 || strings.Contains(st.Message, "oat01") {
+	if st := m.status(stromboli.DefaultTenant); !st.Configured || st.Kind != claude.OAuth || st.Source != file || st.ExpiresAt.Year() != 2100 || strings.Contains(st.Message, "oat01") {
 		t.Errorf("%+v", st)
 	}
 	w := m.newWatch()
@@ -119,10 +119,10 @@ func TestModelWatch(t *testing.T) {
 	for range 2 {
 		w.look(t.Context())
 	}
-	if st := m.status(); st.Configured || strings.Count(log.String(), "can't be used") != 1 {
+	if st := m.status(stromboli.DefaultTenant); st.Configured || strings.Count(log.String(), "can't be used") != 1 {
 		t.Errorf("a broken file: %+v, the log says %s", st, &log)
 	}
-	if kind, err := m.Ready(t.Context()); kind != claude.OAuth || err != nil || len(to.configs) != 1 {
+	if kind, err := m.Ready(t.Context(), stromboli.DefaultTenant); kind != claude.OAuth || err != nil || len(to.configs) != 1 {
 		t.Errorf("with a broken file: %s, %v, told %d times", kind, err, len(to.configs))
 	}
 	write(`{"claudeAiOauth":{"accessToken":"sk-ant-oat01-two"}}`)

@@ -102,11 +102,26 @@ func (y *system) look(ctx context.Context) []api.Component {
 		}
 		out = append(out, c)
 	}
-	claude := api.Component{Name: "claude"}
-	if err := failure(setup.CheckCredential(describeCredential(y.s.cfg, y.s.environ, y.s.demo), time.Now())); err != nil {
-		claude.Error = err.Error()
+	return append(out, api.Component{Name: "claude", Error: y.credentialFault()})
+}
+
+// credentialFault says why no tenant's run would have a credential; empty: some
+// would. Which tenants there are is nobody else's to know.
+func (y *system) credentialFault() string {
+	common, tenants, terr := describeCredentials(y.s.cfg, y.s.environ, y.s.demo)
+	if terr != nil {
+		return errTenantsFile.Error()
 	}
-	return append(out, claude)
+	found := setup.CheckCredentials(common, tenants, nil, time.Now())
+	for _, f := range found[1:] {
+		if f.Status != setup.Failed {
+			return ""
+		}
+	}
+	if err := failure(setup.CheckCredential(common, time.Now())); err != nil {
+		return err.Error()
+	}
+	return ""
 }
 
 // failure is a failed check as an error.
@@ -151,15 +166,17 @@ func (y *system) Version(context.Context) api.Version {
 	}
 }
 
-// ClaudeStatus describes the credential for the model.
-func (y *system) ClaudeStatus(context.Context) api.ClaudeStatus { return y.s.model.status() }
+// ClaudeStatus describes the credential for the model of the principal's tenant.
+func (y *system) ClaudeStatus(_ context.Context, p stromboli.Principal) api.ClaudeStatus {
+	return y.s.model.status(p.Tenant)
+}
 
 // doors adapts the egress supervisor to what sandboxes need of it.
 type doors struct{ supervisor *egress.Supervisor }
 
 // Add opens a sandbox's socket.
 func (d doors) Add(ctx context.Context, door sandbox.Door) error {
-	s := egress.Sandbox{ID: door.ID, RunID: door.RunID, Socket: door.Socket, Token: door.Token, Network: door.Reach.Network}
+	s := egress.Sandbox{ID: door.ID, RunID: door.RunID, Tenant: door.Reach.Tenant, Socket: door.Socket, Token: door.Token, Network: door.Reach.Network}
 	if door.Peer.Not {
 		s.NotUID, s.HasNotUID = door.Peer.UID, true
 	} else {

@@ -97,8 +97,9 @@ type System interface {
 	Ready(ctx context.Context) []string
 	// Version describes the build.
 	Version(ctx context.Context) Version
-	// ClaudeStatus describes the credential for the model.
-	ClaudeStatus(ctx context.Context) ClaudeStatus
+	// ClaudeStatus describes the credential for the model that the principal's
+	// tenant has.
+	ClaudeStatus(ctx context.Context, p stromboli.Principal) ClaudeStatus
 }
 
 // ClaudeStatus is the answer of GET /claude/status; it never holds the

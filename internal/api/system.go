@@ -68,7 +68,7 @@ func (a *API) version(w http.ResponseWriter, r *http.Request, _ stromboli.Princi
 	return nil
 }
 
-func (a *API) claudeStatus(w http.ResponseWriter, r *http.Request, _ stromboli.Principal) error {
-	a.answer(w, r, http.StatusOK, a.cfg.System.ClaudeStatus(r.Context()))
+func (a *API) claudeStatus(w http.ResponseWriter, r *http.Request, p stromboli.Principal) error {
+	a.answer(w, r, http.StatusOK, a.cfg.System.ClaudeStatus(r.Context(), p))
 	return nil
 }

@@ -133,6 +133,14 @@ type Agent struct {
 	// CredentialsFile is the Claude CLI's own. Default:
 	// ~/.claude/.credentials.json.
 	CredentialsFile string `env:"CREDENTIALS_FILE"`
+	// TenantCredentialsFile is a JSON file with credentials for the model of
+	// tenants that have their own, mode 0600. Where it is set, the sources above
+	// are those of the tenant default, and a tenant that the file doesn't name
+	// has none.
+	TenantCredentialsFile string `env:"TENANT_CREDENTIALS_FILE"`
+	// TenantCredentialsFallback gives tenants that the file doesn't name the
+	// credential of the tenant default.
+	TenantCredentialsFallback bool `env:"TENANT_CREDENTIALS_FALLBACK"`
 }
 
 // Resources are the limits of a run that names none.

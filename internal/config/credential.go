@@ -81,13 +81,23 @@ func (c *Config) LoadCredential(environ []string) (Credential, error) {
 		if err != nil {
 			return Credential{}, fmt.Errorf("STROMBOLI_AGENT_SECRETS_FILE: %w", err)
 		}
-		token := strings.TrimSpace(string(b))
-		if token == "" || strings.ContainsAny(token, " \t\r\n") {
-			return Credential{}, fmt.Errorf("STROMBOLI_AGENT_SECRETS_FILE: %s does not hold one token", f)
+		cred, err := oneToken(f, b)
+		if err != nil {
+			return Credential{}, fmt.Errorf("STROMBOLI_AGENT_SECRETS_FILE: %w", err)
 		}
-		return Credential{Kind: tokenKind(token), Value: Secret(token), Source: f, BaseURL: base}, nil
+		cred.BaseURL = base
+		return cred, nil
 	}
 	return c.cliCredential(base)
+}
+
+// oneToken is the credential of a file that holds nothing else.
+func oneToken(path string, content []byte) (Credential, error) {
+	token := strings.TrimSpace(string(content))
+	if token == "" || strings.ContainsAny(token, " \t\r\n") {
+		return Credential{}, fmt.Errorf("%s does not hold one token", path)
+	}
+	return Credential{Kind: tokenKind(token), Value: Secret(token), Source: path}, nil
 }
 
 // tokenKind tells an OAuth token from an API key by its published prefix.
@@ -110,19 +120,26 @@ func (c *Config) cliCredential(base string) (Credential, error) {
 	if err != nil {
 		return Credential{}, fmt.Errorf("reading the Claude CLI's credentials: %w", err)
 	}
+	cred, err := login(f, b)
+	cred.BaseURL = base
+	return cred, err
+}
+
+// login is the credential of the Claude CLI's own file.
+func login(f string, content []byte) (Credential, error) {
 	var file struct {
 		OAuth struct {
 			AccessToken string `json:"accessToken"`
 			ExpiresAt   int64  `json:"expiresAt"` // milliseconds since 1970, or null
 		} `json:"claudeAiOauth"`
 	}
-	if err := json.Unmarshal(b, &file); err != nil {
+	if err := json.Unmarshal(content, &file); err != nil {
 		return Credential{}, fmt.Errorf("%s is not the Claude CLI's credentials file: %w", f, err)
 	}
 	if file.OAuth.AccessToken == "" {
 		return Credential{}, ErrNoCredential
 	}
-	cred := Credential{Kind: OAuth, Value: Secret(file.OAuth.AccessToken), Source: f, BaseURL: base}
+	cred := Credential{Kind: OAuth, Value: Secret(file.OAuth.AccessToken), Source: f}
 	if file.OAuth.ExpiresAt > 0 {
 		cred.Expires = time.UnixMilli(file.OAuth.ExpiresAt)
 	}

@@ -3,8 +3,6 @@ package egress
 import (
 	"fmt"
 	"log/slog"
-	"net"
-	"net/http"
 	"net/url"
 	"strings"
 )
@@ -43,6 +41,12 @@ type Config struct {
 	Credential Credential `json:"credential"`
 	// ExtraHeaders are set on each model request, in place of the sandbox's.
 	ExtraHeaders map[string]string `json:"extra_headers,omitempty"`
+	// Tenants are the endpoints of tenants that have one of their own, by name.
+	// One without a URL has none at all.
+	Tenants map[string]Endpoint `json:"tenants,omitempty"`
+	// Exclusive: the endpoint above is the default tenant's alone, and a tenant
+	// that Tenants doesn't name has none.
+	Exclusive bool `json:"exclusive,omitempty"`
 	// Demo answers model requests by the scripted model; ModelURL is not used.
 	Demo bool `json:"demo,omitempty"`
 	// Proxy is the proxy behind which this host stands: the model's endpoint is
@@ -57,8 +61,8 @@ type Config struct {
 
 // String implements fmt.Stringer; extra headers may be secrets, so only their number shows.
 func (c Config) String() string {
-	return fmt.Sprintf("egress config(model %s, %s, %d headers, demo %v, allow %v, proxy %v for %v)",
-		redact(c.ModelURL), c.Credential, len(c.ExtraHeaders), c.Demo, c.Allow, c.Proxy.URL != "", c.ProxyHosts)
+	return fmt.Sprintf("egress config(model %s, %s, %d headers, %d tenants with their own, demo %v, allow %v, proxy %v for %v)",
+		redact(c.ModelURL), c.Credential, len(c.ExtraHeaders), len(c.Tenants), c.Demo, c.Allow, c.Proxy.URL != "", c.ProxyHosts)
 }
 
 // GoString implements fmt.GoStringer.
@@ -79,28 +83,13 @@ func (c Config) Validate() error {
 
 // settings is a Config made ready, immutable.
 type settings struct {
-	demo    bool
-	base    *url.URL // nil: not configured
-	headers http.Header
-	allow   allowList
+	demo      bool
+	endpoint  *endpoint            // of tenants without one of their own
+	tenants   map[string]*endpoint // by name
+	exclusive bool                 // endpoint is the default tenant's alone
+	allow     allowList
 	// upstream is nil where there is none.
 	upstream *parentProxy
-}
-
-// target is where the model's requests go, for the audit.
-func (s *settings) target() target {
-	if s.base == nil {
-		return target{name: "demo"}
-	}
-	port := s.base.Port()
-	if port == "" {
-		port = map[string]string{"https": "443", "http": "80"}[s.base.Scheme]
-	}
-	t, err := parseTarget(net.JoinHostPort(s.base.Hostname(), port))
-	if err != nil { // a name that no sandbox could ask for
-		return target{name: s.base.Hostname()}
-	}
-	return t
 }
 
 func (c Config) compile() (*settings, error) {
@@ -108,46 +97,18 @@ func (c Config) compile() (*settings, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &settings{demo: c.Demo, allow: allow, headers: http.Header{}}
+	s := &settings{demo: c.Demo, allow: allow, exclusive: c.Exclusive, tenants: map[string]*endpoint{}}
 	if s.upstream, err = compileUpstream(c.Proxy, c.ProxyHosts); err != nil {
 		return nil, err
 	}
-	if c.ModelURL != "" {
-		u, err := url.Parse(c.ModelURL)
-		switch {
-		case err != nil:
-			return nil, fmt.Errorf("model url: it can't be read") // the text may hold a secret
-		case u.Scheme != "https" && u.Scheme != "http":
-			return nil, fmt.Errorf("model url: the scheme is neither https nor http")
-		case u.Hostname() == "":
-			return nil, fmt.Errorf("model url: no host")
-		case u.User != nil:
-			return nil, fmt.Errorf("model url: a user or password has no place in it")
-		case u.RawQuery != "" || u.Fragment != "":
-			return nil, fmt.Errorf("model url: a query or fragment has no place in it")
+	own := Endpoint{ModelURL: c.ModelURL, Credential: c.Credential, ExtraHeaders: c.ExtraHeaders}
+	if s.endpoint, err = own.compile(); err != nil {
+		return nil, err
+	}
+	for name, e := range c.Tenants {
+		if s.tenants[name], err = e.compile(); err != nil {
+			return nil, fmt.Errorf("tenant %s: %w", name, err)
 		}
-		s.base = u
-	}
-	for name, value := range c.ExtraHeaders {
-		if !validHeaderName(name) || !validHeaderValue(value) {
-			return nil, fmt.Errorf("extra header %q: not a valid header", name)
-		}
-		s.headers.Set(name, value)
-	}
-	value := strings.TrimSpace(c.Credential.Value)
-	if !validHeaderValue(value) {
-		return nil, fmt.Errorf("credential: it holds characters that no header may hold")
-	}
-	switch kind := c.Credential.Kind; {
-	case kind == None && value == "":
-	case value == "":
-		return nil, fmt.Errorf("credential: empty")
-	case kind == APIKey:
-		s.headers.Set("X-Api-Key", value)
-	case kind == AuthToken, kind == OAuth:
-		s.headers.Set("Authorization", "Bearer "+value)
-	default:
-		return nil, fmt.Errorf("credential: unknown kind %q", kind)
 	}
 	return s, nil
 }

@@ -43,7 +43,7 @@ import (
 )
 
 // protocol is the version of the control API.
-const protocol = 1
+const protocol = 2
 
 const (
 	controlSocket = "control.sock"

@@ -31,8 +31,10 @@ type flow struct {
 	done chan struct{}
 	from time.Time // when it began, on the monotonic clock
 
-	// settings hold for a request to the model from its beginning.
+	// settings hold for a request to the model from its beginning, and endpoint
+	// is whom it is for.
 	settings *settings
+	endpoint *endpoint
 
 	rec  stromboli.EgressRecord // the handler's own
 	peer netip.Addr             // guarded by door.mu: what was dialled

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -72,8 +74,10 @@ func (g *gateway) configure(c Config) error {
 	if s.demo && g.demo == nil {
 		return errors.New("demo: this process has no scripted model")
 	}
-	if s.base != nil && s.base.Scheme == "http" && len(s.headers) > 0 && !loopbackHost(s.base.Hostname()) {
-		g.log.Warn("egress: the model's endpoint is not HTTPS: the credential goes there in the clear", "host", s.base.Host)
+	for _, e := range append(slices.Collect(maps.Values(s.tenants)), s.endpoint) {
+		if e.clear() {
+			g.log.Warn("egress: the model's endpoint is not HTTPS: the credential goes there in the clear", "host", e.base.Host)
+		}
 	}
 	g.settings.Store(s)
 	for _, d := range g.list() {

@@ -21,7 +21,10 @@ func modelPath(r *http.Request) bool {
 }
 
 func (h *handler) serveModel(w http.ResponseWriter, r *http.Request) {
-	s := h.g.settings.Load()
+	s, to := h.g.settings.Load(), &endpoint{}
+	if s != nil {
+		to = s.of(h.door.tenant())
+	}
 	switch {
 	case r.Method == http.MethodHead && r.URL.Path == "/":
 		return // the CLI looks whether somebody is there
@@ -30,17 +33,21 @@ func (h *handler) serveModel(w http.ResponseWriter, r *http.Request) {
 	case r.Method != http.MethodPost:
 		w.Header().Set("Allow", http.MethodPost)
 		modelFailure(w, http.StatusMethodNotAllowed, "invalid_request_error", "the Messages API takes POST")
-	case s == nil || (!s.demo && s.base == nil):
+	case s == nil || (!s.demo && to.base == nil):
 		modelFailure(w, http.StatusServiceUnavailable, "api_error", "egress has no model endpoint configured")
 	default:
-		h.askModel(s, w, r)
+		h.askModel(s, to, w, r)
 	}
 }
 
 // askModel has a request to the model answered, if the sandbox's rules permit
 // it. A refusal tells the CLI not to repeat itself.
-func (h *handler) askModel(s *settings, w http.ResponseWriter, r *http.Request) {
-	f, err := h.door.begin(r.Context(), kindModel, s.target())
+func (h *handler) askModel(s *settings, to *endpoint, w http.ResponseWriter, r *http.Request) {
+	at := to.target()
+	if s.demo {
+		at = (&endpoint{}).target()
+	}
+	f, err := h.door.begin(r.Context(), kindModel, at)
 	if err != nil {
 		if r.Context().Err() != nil {
 			panic(http.ErrAbortHandler) // the sandbox has gone
@@ -53,7 +60,7 @@ func (h *handler) askModel(s *settings, w http.ResponseWriter, r *http.Request) 
 		modelFailure(w, http.StatusServiceUnavailable, "api_error", err.Error())
 		return
 	}
-	f.settings = s
+	f.settings, f.endpoint = s, to
 	r.Body = http.MaxBytesReader(w, r.Body, maxModelBody)
 	if s.demo {
 		stripCredentials(r.Header)
@@ -66,14 +73,14 @@ func (h *handler) askModel(s *settings, w http.ResponseWriter, r *http.Request) 
 // rewriteModel aims a request at the model's endpoint and puts the real
 // credential on.
 func rewriteModel(pr *httputil.ProxyRequest) {
-	s := flowOf(pr.In.Context()).settings
-	pr.SetURL(s.base)
+	to := flowOf(pr.In.Context()).endpoint
+	pr.SetURL(to.base)
 	stripCredentials(pr.Out.Header)
 	// No other protocol on this connection: what follows an upgrade is not seen.
 	pr.Out.Header.Del("Upgrade")
 	pr.Out.Header.Del("Connection")
 	pr.Out.Header.Del("Accept-Encoding") // an answer that can be counted
-	for name, values := range s.headers {
+	for name, values := range to.headers {
 		pr.Out.Header[name] = values
 	}
 	if _, ok := pr.Out.Header["User-Agent"]; !ok {

@@ -12,6 +12,9 @@ type Sandbox struct {
 	ID string `json:"id"`
 	// RunID stands in the sandbox's records.
 	RunID string `json:"run_id,omitempty"`
+	// Tenant says whose endpoint of the model, with whose credential, answers
+	// the sandbox. Empty: the default one's. It can't change.
+	Tenant string `json:"tenant,omitempty"`
 	// Network is what the sandbox may reach.
 	Network stromboli.Network `json:"network"`
 	// Closed: its connections end, and its records wait to be read. Nothing but

@@ -107,6 +107,9 @@ func (d *door) register(reg Sandbox) (cut []*flow, err error) {
 	if d.ctx.Err() != nil {
 		return nil, fmt.Errorf("sandbox %s was closed", reg.ID)
 	}
+	if d.reg.Tenant != reg.Tenant {
+		return nil, fmt.Errorf("sandbox %s belongs to another tenant", reg.ID)
+	}
 	cut = d.govern(r) // before anybody can come in
 	id, err := statSocket(reg.Socket)
 	if d.socket == nil || d.reg.Socket != reg.Socket || err != nil || id != d.inode {
@@ -260,6 +263,12 @@ func (d *door) runID() string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.reg.RunID
+}
+
+func (d *door) tenant() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.reg.Tenant
 }
 
 func (d *door) open() int {

@@ -238,7 +238,7 @@ func (w testWriter) Write(b []byte) (int, error) {
 
 func (w *world) Build(context.Context, string) (dir, loader string, err error) { return w.cli, "", nil }
 
-func (w *world) Ready(context.Context) (string, error) {
+func (w *world) Ready(context.Context, string) (string, error) {
 	if w.unready.Load() {
 		return "", stromboli.Errorf(stromboli.NotConfigured, "no credential")
 	}

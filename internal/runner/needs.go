@@ -78,9 +78,9 @@ type Blobs interface {
 
 // Model is the model's endpoint as runs see it.
 type Model interface {
-	// Ready makes sure that the endpoint has a credential and returns its
-	// kind. It answers stromboli.NotConfigured when there is none.
-	Ready(ctx context.Context) (kind string, err error)
+	// Ready makes sure that the endpoint has a credential for a tenant's runs
+	// and returns its kind. It answers stromboli.NotConfigured when there is none.
+	Ready(ctx context.Context, tenant string) (kind string, err error)
 }
 
 // Secrets are what tenants have given the server to keep.

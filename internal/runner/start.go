@@ -92,7 +92,7 @@ func (e *execution) firstAgent(ctx context.Context, s agentStart) error {
 func (e *execution) credential(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, helpTime)
 	defer cancel()
-	return e.r.cfg.Model.Ready(ctx)
+	return e.r.cfg.Model.Ready(ctx, e.row.Tenant)
 }
 
 // announce records, before the agent is asked for, that it may exist.

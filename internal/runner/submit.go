@@ -39,7 +39,7 @@ func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.
 	if err := checkMessage(s.Spec); err != nil {
 		return stromboli.Run{}, false, err
 	}
-	if _, err := r.cfg.Model.Ready(ctx); err != nil {
+	if _, err := r.cfg.Model.Ready(ctx, p.Tenant); err != nil {
 		return stromboli.Run{}, false, err
 	}
 	if err := r.cfg.Sandboxes.Room(); err != nil {

@@ -61,6 +61,10 @@ type Checkup struct {
 	// AllowUnenforced permits limits without effect.
 	AllowUnenforced bool
 	Credential      Credential
+	// Tenants are the credentials of tenants that have their own, by name, and
+	// TenantsErr is why they can't be read.
+	Tenants    map[string]Credential
+	TenantsErr error
 	// Built is when this program was made: no clock should be before it.
 	Built time.Time
 	Space func(path string) (Space, error) // default SpaceAt
@@ -120,7 +124,9 @@ func Examine(ctx context.Context, c Checkup) []Finding {
 	} else {
 		found = append(found, skipped("image"))
 	}
-	return append(found, c.checkCLI(), CheckCredential(c.Credential, c.Host.Now), checkClock(c.Host, c.Built), checkFiles(c.Host))
+	found = append(found, c.checkCLI())
+	found = append(found, CheckCredentials(c.Credential, c.Tenants, c.TenantsErr, c.Host.Now)...)
+	return append(found, checkClock(c.Host, c.Built), checkFiles(c.Host))
 }
 
 // Refusals are the failures that would not pass by themselves: a server must

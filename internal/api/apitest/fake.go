@@ -302,7 +302,7 @@ func (f *Fake) Version(context.Context) api.Version {
 }
 
 // ClaudeStatus implements api.System.
-func (f *Fake) ClaudeStatus(context.Context) api.ClaudeStatus {
+func (f *Fake) ClaudeStatus(context.Context, stromboli.Principal) api.ClaudeStatus {
 	return api.ClaudeStatus{Configured: true, Message: "an API key is configured"}
 }
 
