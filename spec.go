@@ -198,7 +198,8 @@ type PodmanOptions struct {
 	// nosuid, nodev, z and Z, separated by commas.
 	Volumes []string `json:"volumes,omitempty"`
 	// SecretsEnv gives the agent secrets as environment variables: the secrets'
-	// names by the variables'.
+	// names by the variables'. engine:NAME is one that the container engine
+	// keeps, where configuration permits it.
 	SecretsEnv map[string]string `json:"secrets_env,omitempty"`
 	// Memory is a size such as "512m" or "2g".
 	Memory string `json:"memory,omitempty"`

@@ -172,7 +172,7 @@ export STROMBOLI_TEST_HOST="unix://$socket" STROMBOLI_TEST_HOST_VERSION="$versio
 export TMPDIR="$shared/t" STROMBOLI_TEST_ROOT="$shared"
 mkdir -m 1777 "$TMPDIR"
 go test -count=1 ./internal/engine/podman -run '^TestHosted$'
-go test -count=1 ./e2e -timeout 5m -run "^(${E2E:-TestRunWritesIntoVolume|TestIsolation|TestOwnership|TestNetwork|TestForeignImage|TestCancelSurvivesKill})\$"
+go test -count=1 ./e2e -timeout 5m -run "^(${E2E:-TestRunWritesIntoVolume|TestIsolation|TestOwnership|TestNetwork|TestForeignImage|TestCancelSurvivesKill|TestEngineSecrets})\$"
 
 say "podman $version, runc, rootless"
 start runc tester

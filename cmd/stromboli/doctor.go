@@ -102,7 +102,7 @@ func checkup(cfg *config.Config, environ []string, demo bool) (setup.Checkup, er
 	up := setup.Checkup{
 		Root: "/", Host: setup.ReadHost("/", environ), DataDir: cfg.DataDir, SharedDir: cfg.SharedDir(), CacheDir: cfg.CacheDir, Env: environ,
 		Address: cfg.ContainerHost, Image: image, AllowUnenforced: cfg.Resources.AllowUnenforced,
-		UserNSOff:  cfg.Sandbox.UserNS == "none",
+		UserNSOff: cfg.Sandbox.UserNS == "none",
 	}
 	up.Credential, up.Tenants, up.TenantsErr = describeCredentials(cfg, environ, demo)
 	if self, err := os.Executable(); err == nil {

@@ -38,8 +38,12 @@ func policyConfig(cfg *config.Config, image string) (policy.Config, error) {
 	if err != nil {
 		return policy.Config{}, err
 	}
+	engineSecrets, err := policy.ParseSecretPatterns(cfg.Secrets.EngineNames)
+	if err != nil {
+		return policy.Config{}, err
+	}
 	limits := policy.Config{
-		Network: network, Webhooks: hosts,
+		Network: network, Webhooks: hosts, EngineSecrets: engineSecrets,
 		Image: image, ImagePatterns: patterns, Memory: memory, NanoCPUs: cpus, Timeout: cfg.Resources.Timeout,
 		AllowedVolumes: cfg.Agent.AllowedVolumes, AllowAllVolumes: cfg.Agent.AllowAllVolumes,
 		Protected: protected(cfg), Home: sandbox.HomePath,

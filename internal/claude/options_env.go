@@ -87,11 +87,7 @@ func ValidateSecretsEnv(field string, secrets, env map[string]string) error {
 			return stromboli.FieldError(field+"."+name, "%s", ReservedName(name))
 		case twice:
 			return stromboli.FieldError(field+"."+name, "is set in env too")
-		case strings.HasPrefix(secrets[name], "engine:"):
-			return &stromboli.Error{
-				Code: stromboli.NotSupported, Message: field + "." + name + ": the engine's own secrets are not supported; make the secret by POST /secrets",
-				Details: []stromboli.Detail{{Field: field + "." + name, Message: "the engine's own secrets are not supported"}},
-			}
+		case strings.HasPrefix(secrets[name], "engine:"): // configuration says which
 		case !stromboli.ValidSecretName(secrets[name]):
 			return stromboli.FieldError(field+"."+name, "%s is no secret's name: 1 to %d letters, digits, dashes and underscores", quote(secrets[name]), stromboli.MaxSecretName)
 		}

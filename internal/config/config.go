@@ -227,6 +227,11 @@ type Secrets struct {
 	// where it is missing. Default: secrets.key in the data directory. Without
 	// it the secrets can't be opened: keep a copy apart from the database's.
 	KeyFile string `env:"KEY_FILE"`
+	// EngineNames are the container engine's own secrets that runs may name as
+	// engine:NAME, comma-separated patterns with * for any characters: ci-* is for
+	// runs of the tenant default, team-a/ci-* for those of the tenant team-a.
+	// Empty: none.
+	EngineNames []string `env:"ENGINE_NAMES"`
 }
 
 // Log is the server's own log, on standard error.

@@ -22,6 +22,7 @@ type ContainerSpec struct {
 
 	Mounts       []Mount
 	Tmpfs        []Tmpfs
+	Secrets      []SecretMount
 	ReadOnlyRoot bool
 	ShmBytes     int64 // size of /dev/shm; 0: the engine's default
 

@@ -26,6 +26,7 @@ import (
 type Engine interface {
 	Containers
 	Images
+	Secrets
 
 	// Ping reports whether the engine answers: nil or an error that is
 	// ErrUnavailable. It is cheap.

@@ -11,6 +11,8 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrImageMissing: no such image. It is an ErrNotFound too.
 	ErrImageMissing = fmt.Errorf("image %w", ErrNotFound)
+	// ErrSecretMissing: no such secret. It is an ErrNotFound too.
+	ErrSecretMissing = fmt.Errorf("secret %w", ErrNotFound)
 	// ErrConflict: the name is taken, or the state doesn't allow the call.
 	ErrConflict = errors.New("conflict")
 	// ErrUnavailable: the engine doesn't answer. Trying again may help.

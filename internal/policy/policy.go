@@ -54,6 +54,7 @@ type Config struct {
 
 	// AllowedVolumes are the host directories at or below which volumes may
 	// lie, cleaned absolute paths; none: no volumes. AllowAllVolumes lifts that.
+	EngineSecrets   SecretPatterns // which of the engine's secrets runs may name
 	AllowedVolumes  []string
 	AllowAllVolumes bool
 	// Protected are host paths that no volume may contain or lie in: the data

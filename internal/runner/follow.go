@@ -48,6 +48,8 @@ func (e *execution) broken(ctx context.Context, err error) (stromboli.Outcome, e
 		return e.lost(), nil
 	case ok && remote.Code == shim.CodeStart:
 		return e.failed(stromboli.ReasonImage, err), nil
+	case ok && remote.Code == shim.CodeSecret:
+		return e.failed(stromboli.ReasonNotConfigured, err), nil
 	case ok, e.age() > e.plan.SandboxTimeout+giveUp:
 		return e.failed(stromboli.ReasonEngine, err), nil
 	}

@@ -120,6 +120,8 @@ type options struct {
 	faults     *faults
 	disk       int64 // a sandbox's limit of the disk
 	patterns   []string
+	// engineSecrets are patterns of the engine's secrets that runs may name.
+	engineSecrets []string
 }
 
 // start opens a server's parts and recovers what the one before left.
@@ -165,11 +167,13 @@ func (w *world) tryStart(o options) (*life, error) {
 	l.faults.Store, l.faults.cancel = st, cancel
 	patterns, err := policy.ParseImagePatterns(o.patterns)
 	must(w.t, err)
+	secrets, err := policy.ParseSecretPatterns(o.engineSecrets)
+	must(w.t, err)
 	library := images.New(images.Config{Engine: w.engine, Facts: l.boxes, Patterns: patterns, PullTimeout: time.Minute, Log: log})
 	l.Runner = runner.New(runner.Config{
 		Images: library,
 		Store:  l.faults, Log: faultyLog{l.log, l.faults}, Sandboxes: roomy{l.boxes, w}, Blobs: blobs, Model: w, Connections: &w.network, Secrets: secret.NewVault(st, w.keys),
-		Policy: policy.Config{Image: image, ImagePatterns: patterns, Memory: 64 << 20, NanoCPUs: 1e9, Timeout: time.Minute, Home: sandbox.HomePath},
+		Policy: policy.Config{EngineSecrets: secrets, Image: image, ImagePatterns: patterns, Memory: 64 << 20, NanoCPUs: 1e9, Timeout: time.Minute, Home: sandbox.HomePath},
 		Owner:  "test", MaxRunning: o.max, MaxQueued: o.queue, BackgroundWait: o.background, Now: o.now, Logger: log,
 	})
 	if err := l.Recover(ctx); err != nil {

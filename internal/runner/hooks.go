@@ -164,7 +164,7 @@ func (e *execution) runHook(ctx context.Context, list []hook, s agentStart) erro
 		env.Home, env.User = "/root", "root"
 	}
 	err := e.box.Peer.Hook(ctx, shim.Hook{
-		ID: h.String(), Command: h.command, Env: claude.Env(env), Dir: e.box.Workdir, UID: e.box.UID, GID: e.box.GID, Root: h.root, Deadline: left,
+		ID: h.String(), Command: h.command, Env: claude.Env(env), Secrets: e.secretFiles(), Dir: e.box.Workdir, UID: e.box.UID, GID: e.box.GID, Root: h.root, Deadline: left,
 	})
 	if re, ok := errors.AsType[*shim.RemoteError](err); err != nil && (!ok || re.Code != shim.CodeStart) { // else its end is a line that says so
 		return fmt.Errorf("starting hook %s: %w", h, err)

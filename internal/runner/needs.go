@@ -49,6 +49,8 @@ type Sandboxes interface {
 	// Room answers stromboli.StorageFull while free space is too scarce for a
 	// new run.
 	Room() error
+	// EngineSecrets lists the names of the secrets that the engine keeps.
+	EngineSecrets(ctx context.Context) ([]string, error)
 	Create(ctx context.Context, s sandbox.Spec) (*sandbox.Sandbox, error)
 	Adopt(ctx context.Context, id string, reach sandbox.Reach) (*sandbox.Sandbox, error)
 	// SetReach changes what a living sandbox reaches.

@@ -49,7 +49,8 @@ func (e *execution) start(ctx context.Context) error {
 		ID: e.row.SandboxID, RunID: e.id, SessionID: session.ID,
 		SessionUID: session.UID, SessionGID: session.GID, Ephemeral: session.Ephemeral,
 		Plan: e.plan, Checked: *e.checked, Reach: e.reach(),
-		WritableRoot: session.Hooks.Creates(), RootHooks: session.Hooks.Creates() && e.r.cfg.RootHooks,
+		EngineSecrets: engineSecrets(e.row.Spec),
+		WritableRoot:  session.Hooks.Creates(), RootHooks: session.Hooks.Creates() && e.r.cfg.RootHooks,
 	}
 	if session.ForkPending {
 		if err := e.fork(create, &session, &spec); err != nil {
@@ -149,7 +150,8 @@ func (e *execution) startAgent(ctx context.Context, s agentStart) error {
 			Timezone: e.r.cfg.Timezone, Connect: sandbox.ConnectPath,
 			Caller: e.row.Spec.Env, Secrets: s.secrets, Options: opts,
 		}),
-		Dir: e.box.Workdir, UID: e.box.UID, GID: e.box.GID, Deadline: max(e.timeLeft(), time.Millisecond),
+		Secrets: e.secretFiles(),
+		Dir:     e.box.Workdir, UID: e.box.UID, GID: e.box.GID, Deadline: max(e.timeLeft(), time.Millisecond),
 	}
 	if err := e.box.Peer.Start(ctx, process); err != nil {
 		return fmt.Errorf("starting the agent: %w", err)

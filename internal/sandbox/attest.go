@@ -173,6 +173,7 @@ func (j *judgement) files() {
 		}
 	}
 	j.submounts(mounted)
+	j.secrets(mounted)
 	for _, path := range maskedPaths() {
 		if _, err := os.Lstat(path); err != nil {
 			continue // this kernel has none

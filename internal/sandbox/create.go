@@ -33,6 +33,10 @@ type Spec struct {
 	// hooks. RootHooks: hooks may run as the sandbox's root; whether they can, the
 	// sandbox's own RootHooks says.
 	WritableRoot, RootHooks bool
+	// EngineSecrets are names of secrets that the engine keeps, without repetition.
+	// Their files are shim.SecretFile of their place here.
+	EngineSecrets []string
+	secrets       []engine.SecretMount // that Create made of them
 	// Ephemeral: the session's directories are the sandbox's and go with it.
 	Ephemeral bool
 	// CopyFrom, if set, is a session whose directories are copied to make this
@@ -113,6 +117,9 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 	box, err := m.listen(rec) //nolint:contextcheck // it is served until it is closed
 	if err != nil {
 		return nil, storage(err)
+	}
+	if s.secrets, err = m.engineSecrets(ctx, s.EngineSecrets); err != nil {
+		return nil, err
 	}
 	begin := time.Now()
 	if err := m.startContainer(ctx, s, box, checked, mounts); err != nil {
@@ -288,6 +295,7 @@ func (m *Manager) containerSpec(s Spec, rec record, checked Plan, mounts []engin
 		Labels:  map[string]string{labelInstance: m.cfg.Instance, labelSandbox: s.ID, labelRun: s.RunID},
 		Command: []string{shimPath}, User: "0:0", Workdir: "/", Hostname: hostName,
 		Mounts: mounts, Tmpfs: []engine.Tmpfs{{Target: runPath, Bytes: tmpfsBytes, Mode: 0o700}},
+		Secrets:      s.secrets,
 		ReadOnlyRoot: !s.WritableRoot, ShmBytes: shmBytes,
 		CapDrop: []string{"all"}, CapAdd: rootCapabilities(rec.RootHooks), NoNewPrivileges: true,
 		Network: engine.NetworkNone, LabelDisable: m.cfg.Info.SELinux,
@@ -366,6 +374,8 @@ func engineError(err error) error {
 		}).WithCause(err)
 	case errors.Is(err, engine.ErrImageMissing):
 		return stromboli.Errorf(stromboli.ImageMissing, "the image is not on this machine: %w", err)
+	case errors.Is(err, engine.ErrSecretMissing):
+		return stromboli.Errorf(stromboli.NotConfigured, "a secret of the engine's was deleted before the run started: %w", err)
 	case errors.Is(err, engine.ErrStorageFull):
 		return stromboli.Errorf(stromboli.StorageFull, "the container engine's disk is full: %w", err)
 	}

@@ -100,8 +100,11 @@ func (a *agent) launch(p Process) error {
 		closeFiles(child[:]...)
 		return remotef(CodeStart, "start %s in %s as %d:%d: %v", p.Argv[0], p.Dir, p.UID, p.GID, err)
 	}
+	env, err := withSecrets(p.Env, p.Secrets, a.in.secretsDir)
+	if err != nil {
+		return err
+	}
 	for i := range ours {
-		var err error
 		if ours[i], child[i], err = halfPipe(i == 0); err != nil {
 			return fail(err)
 		}
@@ -110,7 +113,7 @@ func (a *agent) launch(p Process) error {
 	restore := offerToOOMKiller()
 	defer restore()
 	pid, done, err := a.in.reaper.start(p.Argv, &syscall.ProcAttr{
-		Dir: p.Dir, Env: p.Env,
+		Dir: p.Dir, Env: env,
 		Files: []uintptr{child[0].Fd(), child[1].Fd(), child[2].Fd()},
 		Sys: &syscall.SysProcAttr{
 			Setsid:     true,

@@ -31,6 +31,7 @@ type Facts struct {
 	Interfaces []string     `json:"interfaces"`
 	Cgroup     CgroupLimits `json:"cgroup"`
 	OpenFiles  int64        `json:"open_files"` // hard limit; -1: none
+	Secrets    []SecretFact `json:"secrets,omitempty"`
 }
 
 // ProcessFacts are a process's powers as /proc/<pid>/status has them.
@@ -65,9 +66,11 @@ func attest(req fileRequest, out io.Writer) error {
 	if err := f.ofSandbox(); err != nil {
 		return err
 	}
+	f.Secrets = secretFacts(SecretsDir)
 	if f.Targets, err = stats(req); err != nil { // becomes the agent's user
 		return err
 	}
+	tryAsAgent(SecretsDir, f.Secrets)
 	if f.Agent, err = processFacts("/proc/self/status"); err != nil {
 		return err
 	}

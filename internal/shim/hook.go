@@ -31,9 +31,12 @@ type Hook struct {
 	ID      string   `json:"id"`
 	Command string   `json:"command"`
 	Env     []string `json:"env"`
-	Dir     string   `json:"dir"`
-	UID     int      `json:"uid"` // not 0
-	GID     int      `json:"gid"`
+	// Secrets are as a Process's.
+	Secrets map[string]string `json:"secrets,omitempty"`
+
+	Dir string `json:"dir"`
+	UID int    `json:"uid"` // not 0
+	GID int    `json:"gid"`
 	// Root runs it as the sandbox's root, with whatever capabilities that has;
 	// UID and GID are then the agent's all the same.
 	Root bool `json:"root,omitempty"`
@@ -125,6 +128,10 @@ func (a *agent) launchHook(h Hook) error {
 		closeFiles(child[:]...)
 		return remotef(code, "start a shell in %s: %v", h.Dir, err)
 	}
+	env, err := withSecrets(h.Env, h.Secrets, a.in.secretsDir)
+	if err != nil {
+		return err
+	}
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return fail(err)
@@ -156,7 +163,7 @@ func (a *agent) launchHook(h Hook) error {
 	restore := offerToOOMKiller()
 	defer restore()
 	pid, done, err := a.in.reaper.start([]string{shell(), "-c", h.Command}, &syscall.ProcAttr{
-		Dir: h.Dir, Env: h.Env, Files: []uintptr{null.Fd(), child[0].Fd(), child[1].Fd()},
+		Dir: h.Dir, Env: env, Files: []uintptr{null.Fd(), child[0].Fd(), child[1].Fd()},
 		Sys: &syscall.SysProcAttr{Setsid: true, Credential: who},
 	}, check)
 	if err != nil {

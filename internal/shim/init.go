@@ -25,14 +25,16 @@ const keptThreads = 12
 type initProcess struct {
 	cfg     Config
 	hostDir string
-	bootID  string
-	errOut  io.Writer
-	reaper  *reaper
-	helpers *helpers
-	spool   *spool
-	oom     oomCounter
-	agent   *agent
-	exit    chan struct{} // closed when the server discards the sandbox
+	// secretsDir has the files of the engine's secrets.
+	secretsDir string
+	bootID     string
+	errOut     io.Writer
+	reaper     *reaper
+	helpers    *helpers
+	spool      *spool
+	oom        oomCounter
+	agent      *agent
+	exit       chan struct{} // closed when the server discards the sandbox
 
 	complaints atomic.Int64
 }
@@ -87,7 +89,7 @@ func runInit(args []string, errOut io.Writer) error {
 		return err
 	}
 	in := &initProcess{
-		cfg: cfg, hostDir: *hostDir, bootID: newBootID(), errOut: errOut, reaper: newReaper(), spool: sp,
+		cfg: cfg, hostDir: *hostDir, secretsDir: filepath.Join(*runDir, filepath.Base(SecretsDir)), bootID: newBootID(), errOut: errOut, reaper: newReaper(), spool: sp,
 		oom: findOOMCounter("/sys/fs/cgroup", "/proc/self/cgroup"), exit: make(chan struct{}),
 	}
 	in.helpers = newHelpers(in.reaper)

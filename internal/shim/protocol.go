@@ -61,9 +61,13 @@ type Process struct {
 	ID   string   `json:"id"`
 	Argv []string `json:"argv"` // Argv[0] is an absolute path
 	Env  []string `json:"env"`
-	Dir  string   `json:"dir"`
-	UID  int      `json:"uid"` // not 0
-	GID  int      `json:"gid"`
+	// Secrets are further variables, by name, whose values the shim reads from
+	// files of SecretsDir.
+	Secrets map[string]string `json:"secrets,omitempty"`
+
+	Dir string `json:"dir"`
+	UID int    `json:"uid"` // not 0
+	GID int    `json:"gid"`
 	// Deadline ends the agent with CauseDeadline, counted from now by the
 	// shim's monotonic clock. 0: none.
 	Deadline time.Duration `json:"deadline,omitempty"`
@@ -145,6 +149,7 @@ const (
 	CodeConflict    = "conflict"     // another process was started, or a stop came first
 	CodeNotStarted  = "not_started"  // there is no agent yet
 	CodeStart       = "start"        // the agent can't be started
+	CodeSecret      = "secret"       // a secret can't be read, or no variable can hold it
 	CodeStdinClosed = "stdin_closed" // the agent reads no more
 	CodeNotExist    = "not_exist"
 	CodePermission  = "permission"

@@ -33,6 +33,7 @@ func Conformance(t *testing.T, s *Suite) {
 		{"stats", testStats},
 		{"events", testEvents},
 		{"images", testImages},
+		{"secrets", testSecrets},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), Limit)

@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -51,6 +52,7 @@ type Fake struct {
 	containers map[string]*fakeContainer
 	images     map[string]*fakeImage // by name
 	offers     map[string]Offer      // by name
+	secrets    []engine.Secret
 	pulls      []engine.Pull
 	events     []engine.Event
 	serial     int
@@ -176,6 +178,11 @@ func (f *Fake) Create(ctx context.Context, spec engine.ContainerSpec) (engine.Cr
 	}
 	if _, err := f.find("", spec.Name); err == nil && spec.Name != "" {
 		return engine.Created{}, fakeError("create container "+spec.Name, engine.ErrConflict)
+	}
+	for _, m := range spec.Secrets {
+		if !slices.ContainsFunc(f.secrets, func(s engine.Secret) bool { return s.ID == m.Secret || s.Name == m.Secret }) {
+			return engine.Created{}, fakeError("create container "+spec.Name, engine.ErrSecretMissing)
+		}
 	}
 	f.serial++
 	id := fmt.Sprintf("%064x", f.serial)

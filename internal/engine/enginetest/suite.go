@@ -23,7 +23,8 @@ const Limit = 2 * time.Minute
 // Suite is an engine under test.
 type Suite struct {
 	Engine engine.Engine
-	Image  string // of Rootfs with BuildProbe's program, loaded by Load
+	Image  string      // of Rootfs with BuildProbe's program, loaded by Load
+	Secret SecretMaker // of this engine
 	label  string
 }
 
@@ -31,7 +32,7 @@ type Suite struct {
 // test, and makes a suite.
 func Load(tb testing.TB, e engine.Engine, probe []byte) *Suite {
 	tb.Helper()
-	s := &Suite{Engine: e, Image: "localhost/stromboli-test/" + strings.ToLower(rand.Text()[:10]) + ":1", label: rand.Text()}
+	s := &Suite{Secret: secretsOf(e), Engine: e, Image: "localhost/stromboli-test/" + strings.ToLower(rand.Text()[:10]) + ":1", label: rand.Text()}
 	ctx, cancel := context.WithTimeout(context.Background(), Limit)
 	defer cancel()
 	names, err := e.ImageLoad(ctx, bytes.NewReader(Archive(Rootfs(probe), s.Image)))

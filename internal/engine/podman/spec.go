@@ -22,6 +22,7 @@ type wireSpec struct {
 	Hostname     string            `json:"hostname,omitempty"`
 	Timezone     string            `json:"timezone,omitempty"`
 	Mounts       []wireMount       `json:"mounts,omitempty"`
+	Secrets      []wireSecret      `json:"secrets,omitempty"`
 	ReadOnly     bool              `json:"read_only_filesystem"`
 	ReadOnlyTmp  bool              `json:"read_write_tmpfs"`
 	ShmSize      int64             `json:"shm_size,omitempty"`
@@ -149,6 +150,9 @@ func (c *Client) wireSpec(s engine.ContainerSpec) wireSpec {
 			opts = append(opts, "size="+strconv.FormatInt(t.Bytes, 10))
 		}
 		w.Mounts = append(w.Mounts, wireMount{Type: "tmpfs", Source: "tmpfs", Destination: t.Target, Options: opts})
+	}
+	for _, m := range s.Secrets {
+		w.Secrets = append(w.Secrets, wireSecret{Source: m.Secret, Target: m.Target, Mode: secretMode})
 	}
 	for _, m := range s.Mounts {
 		w.Mounts = append(w.Mounts, wireMount{Type: "bind", Source: m.Source, Destination: m.Target, Options: bindOptions(m)})

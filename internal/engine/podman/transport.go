@@ -227,6 +227,8 @@ func kindOf(status int, message string, missing error) error {
 		return engine.ErrStorageFull
 	case has("image not known", "no such image"):
 		return engine.ErrImageMissing
+	case has("no such secret", "no secret with name or id"):
+		return engine.ErrSecretMissing
 	case has("no such container", "no container with"):
 		return engine.ErrNotFound
 	case has("already in use", "name is in use", "image is in use", "image used by", "can only kill running containers", "container state improper"):
