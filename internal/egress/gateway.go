@@ -30,6 +30,7 @@ type gateway struct {
 	settings atomic.Pointer[settings] // nil until configured
 	idle     time.Duration            // of a tunnel
 	maxConns int                      // of one sandbox
+	headers  time.Duration            // for a request's headers to come
 
 	mu    sync.Mutex
 	doors map[string]*door
@@ -48,6 +49,7 @@ func newGateway(cfg ServeConfig) *gateway {
 		buffers:  &bufferPool{},
 		idle:     tunnelIdle,
 		maxConns: maxConns,
+		headers:  headerLimit,
 		doors:    map[string]*door{},
 		model: &http.Transport{
 			Proxy: modelProxy,
@@ -125,7 +127,7 @@ func (g *gateway) admit(reg Sandbox) (*door, []*flow, error) {
 		d = newDoor(reg, records, g.maxConns, g.log)
 		h := newHandler(g, d)
 		d.closed = h.close
-		d.serve(h)
+		d.serve(h, g.headers)
 	}
 	if reg.Closed {
 		g.doors[reg.ID] = d

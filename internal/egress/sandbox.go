@@ -67,11 +67,12 @@ func newDoor(reg Sandbox, records *audit, limit int, log *slog.Logger) *door {
 	}
 }
 
-// serve starts answering with h; register must follow.
-func (d *door) serve(h http.Handler) {
+// serve starts answering with h those whose headers come in time; register must
+// follow.
+func (d *door) serve(h http.Handler, headers time.Duration) {
 	d.server = &http.Server{
 		Handler:           d.counted(h),
-		ReadHeaderTimeout: headerLimit,
+		ReadHeaderTimeout: headers,
 		IdleTimeout:       keepAlive,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
