@@ -120,3 +120,13 @@ if [ "$uid" -ne 0 ]; then
     as_root usermod --add-subuids "$range" --add-subgids "$range" "$user"
   fi
 fi
+
+# Cargo for the end-to-end tests, without being installed: see test-cargo.sh.
+if [ "$purpose" = test ] && has apt-get; then
+  cargo=${STROMBOLI_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/stromboli}/tests/cargo
+  if ! "$(dirname "$0")/test-cargo.sh" "$cargo"; then
+    say "fetching package lists"
+    as_root apt-get -qq -o DPkg::Lock::Timeout=600 update >&2 < /dev/null
+    "$(dirname "$0")/test-cargo.sh" "$cargo"
+  fi
+fi
