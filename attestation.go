@@ -41,6 +41,9 @@ type Attestation struct {
 	// Unenforced is what was asked for and is not in force, by the operator's
 	// leave (STROMBOLI_RESOURCES_ALLOW_UNENFORCED).
 	Unenforced []string `json:"unenforced"`
+	// SwitchedOff are the settings, as NAME=value, by which the operator has taken
+	// from the hardening; what is in force without it stands in the fields above.
+	SwitchedOff []string `json:"switched_off"`
 }
 
 // Powers are what a process may do.
@@ -52,7 +55,7 @@ type Powers struct {
 	Capabilities    map[string][]string `json:"capabilities"`
 	NoNewPrivileges bool                `json:"no_new_privileges"`
 	// SeccompFilters is how many filters a system call passes: the engine's and
-	// the shim's are two.
+	// the shim's are two. 0: none, or a kernel before 5.9, which doesn't tell.
 	SeccompFilters int `json:"seccomp_filters"`
 }
 
@@ -69,7 +72,7 @@ type AttestedMount struct {
 }
 
 // AttestedLimit is a limit that was asked for, 0 for none, and what the kernel
-// says of it, -1 for none.
+// says of it, -1 for none. Of swap 0 means that there is to be none.
 type AttestedLimit struct {
 	Asked   int64 `json:"asked"`
 	InForce int64 `json:"in_force"`
@@ -83,12 +86,13 @@ type AttestationSummary struct {
 	ReadOnlyRoot    bool     `json:"read_only_root"`
 	Egress          string   `json:"egress"`
 	Unenforced      []string `json:"unenforced"`
+	SwitchedOff     []string `json:"switched_off"`
 }
 
 // Summary is the short form.
 func (a Attestation) Summary() AttestationSummary {
 	return AttestationSummary{
 		UserNamespace: a.UserNamespace, NoNewPrivileges: a.Agent.NoNewPrivileges, SeccompFilters: a.Agent.SeccompFilters,
-		ReadOnlyRoot: a.ReadOnly, Egress: a.Egress, Unenforced: a.Unenforced,
+		ReadOnlyRoot: a.ReadOnly, Egress: a.Egress, Unenforced: a.Unenforced, SwitchedOff: a.SwitchedOff,
 	}
 }

@@ -21,6 +21,9 @@ func policyConfig(cfg *config.Config, image string) (policy.Config, error) {
 		return policy.Config{}, fmt.Errorf("STROMBOLI_RESOURCES_MEMORY: %w", err)
 	}
 	cpus, err := policy.ParseCPUs(cfg.Resources.CPUs)
+	if cfg.Resources.CPUs == "0" {
+		cpus, err = 0, nil // no limit, which no request can ask for
+	}
 	if err != nil {
 		return policy.Config{}, fmt.Errorf("STROMBOLI_RESOURCES_CPUS: %w", err)
 	}
@@ -58,16 +61,16 @@ func maxima(r config.Resources, limits *policy.Config) (err error) {
 		if limits.MaxMemory, err = policy.ParseSize(r.MaxMemory); err != nil {
 			return fmt.Errorf("STROMBOLI_RESOURCES_MAX_MEMORY: %w", err)
 		}
-		if limits.Memory > limits.MaxMemory || limits.MaxMemory < policy.MinMemory {
-			return fmt.Errorf("STROMBOLI_RESOURCES_MAX_MEMORY: %s is below STROMBOLI_RESOURCES_MEMORY (%s), or below 32m", r.MaxMemory, r.Memory)
+		if limits.Memory == 0 || limits.Memory > limits.MaxMemory || limits.MaxMemory < policy.MinMemory {
+			return fmt.Errorf("STROMBOLI_RESOURCES_MAX_MEMORY: %s is below STROMBOLI_RESOURCES_MEMORY (%s; 0 is no limit), or below 32m", r.MaxMemory, r.Memory)
 		}
 	}
 	if r.MaxCPUs != "" {
 		if limits.MaxNanoCPUs, err = policy.ParseCPUs(r.MaxCPUs); err != nil {
 			return fmt.Errorf("STROMBOLI_RESOURCES_MAX_CPUS: %w", err)
 		}
-		if limits.NanoCPUs > limits.MaxNanoCPUs {
-			return fmt.Errorf("STROMBOLI_RESOURCES_MAX_CPUS: %s is below STROMBOLI_RESOURCES_CPUS (%s)", r.MaxCPUs, r.CPUs)
+		if limits.NanoCPUs == 0 || limits.NanoCPUs > limits.MaxNanoCPUs {
+			return fmt.Errorf("STROMBOLI_RESOURCES_MAX_CPUS: %s is below STROMBOLI_RESOURCES_CPUS (%s; 0 is no limit)", r.MaxCPUs, r.CPUs)
 		}
 	}
 	if n := r.MaxCPUShares; n != 0 {
@@ -120,6 +123,22 @@ func allowedVolumes(cfg *config.Config) []string {
 		return []string{"/"}
 	}
 	return cfg.Agent.AllowedVolumes
+}
+
+// switchedOff reads what is switched off of the sandboxes' hardening.
+func switchedOff(c config.Sandbox) sandbox.Off {
+	return sandbox.Off{
+		Seccomp: c.Seccomp == "unconfined", SyscallFilter: !c.SyscallFilter, ReadOnlyRoot: !c.ReadOnlyRoot, MaskedPaths: !c.MaskedPaths,
+		IPC: c.IPCNS == "host", UTS: c.UTSNS == "host", Cgroup: c.CgroupNS == "host", Swap: c.Swap,
+	}
+}
+
+// noneIsNegative turns configuration's 0 into what says "no limit" to a Manager.
+func noneIsNegative(n int64) int64 {
+	if n == 0 {
+		return -1
+	}
+	return n
 }
 
 // diskLimits reads what sandboxes may take of the disk, and the reserve of free

@@ -270,6 +270,7 @@ func (s *server) open(ctx context.Context) error {
 		Egress: doors{s.egress}, Volumes: allowedVolumes(s.cfg), Protected: limits.Protected, KeepWorkdir: !s.cfg.Agent.WorkdirAutoCreate,
 		Timezone: zone, Zoneinfo: zoneData,
 		UserNS: confined.UserNS, SameMounts: confined.SameMounts,
+		Off: switchedOff(s.cfg.Sandbox), Pids: noneIsNegative(s.cfg.Sandbox.PidsLimit), OpenFiles: s.cfg.Sandbox.OpenFiles,
 		OrphanTimeout: s.cfg.OrphanTimeout, AllowUnenforced: s.cfg.Resources.AllowUnenforced,
 		DiskLimit: diskLimit, DiskReserve: diskReserve, Logger: s.log,
 	})

@@ -145,9 +145,9 @@ type Agent struct {
 
 // Resources are the limits of a run that names none.
 type Resources struct {
-	// Memory is a size such as 512m or 2g; there is no swap on top.
+	// Memory is a size such as 512m or 2g; there is no swap on top. 0: no limit.
 	Memory string `env:"MEMORY" envDefault:"512m"`
-	// CPUs is a decimal number of CPUs.
+	// CPUs is a decimal number of CPUs. 0: no limit.
 	CPUs string `env:"CPUS" envDefault:"1"`
 	// Timeout is how long a run may take.
 	Timeout time.Duration `env:"TIMEOUT" envDefault:"30m"`
@@ -173,6 +173,38 @@ type Sandbox struct {
 	// its own, as far as the host can; none gives it the host's ids. A rootless
 	// engine's sandboxes always have one.
 	UserNS string `env:"USERNS" envDefault:"auto"`
+	// Seccomp: default is the engine's seccomp profile; unconfined is none.
+	Seccomp string `env:"SECCOMP" envDefault:"default"`
+	// SyscallFilter refuses, beside the engine's profile, user namespaces, keys,
+	// bpf, perf, userfaultfd, io_uring, mounts, raw sockets, and the families of
+	// sockets that no network namespace confines. Without it an agent may reach
+	// the host by AF_VSOCK.
+	SyscallFilter bool `env:"SYSCALL_FILTER" envDefault:"true"`
+	// ReadOnlyRoot: agents can't change the image's files. Without it they can
+	// change those that the image lets their user change; the copies are gone
+	// with the sandbox.
+	ReadOnlyRoot bool `env:"READ_ONLY_ROOT" envDefault:"true"`
+	// MaskedPaths hides the kernel's files that tell of the host, such as
+	// /proc/kcore and /sys/firmware, and makes those read-only that change it.
+	MaskedPaths bool `env:"MASKED_PATHS" envDefault:"true"`
+	// IPCNS: private gives each sandbox an IPC namespace and a /dev/shm of its
+	// own; host lets agents share memory with the host's programs.
+	IPCNS string `env:"IPCNS" envDefault:"private"`
+	// UTSNS: private gives each sandbox the host name sandbox; host shows it the
+	// host's.
+	UTSNS string `env:"UTSNS" envDefault:"private"`
+	// CgroupNS: private hides from a sandbox where in the host's tree of cgroups
+	// it lies; host shows it.
+	CgroupNS string `env:"CGROUPNS" envDefault:"private"`
+	// PidsLimit is how many processes and threads a sandbox may have. 0: no
+	// limit.
+	PidsLimit int64 `env:"PIDS_LIMIT" envDefault:"1024"`
+	// OpenFiles is how many files each process of a sandbox may have open, as
+	// far as the engine may give so many. 0: as many as the engine gives.
+	OpenFiles int64 `env:"OPEN_FILES" envDefault:"65536"`
+	// Swap gives each sandbox as much swap on top of its memory as it has memory,
+	// as far as the host has some. Without it there is none.
+	Swap bool `env:"SWAP"`
 }
 
 // Runs is how many and how long.
@@ -341,6 +373,18 @@ func (c *Config) validate() error {
 		return errors.New("STROMBOLI_ORPHAN_TIMEOUT: must be at least 1s")
 	case !slices.Contains([]string{"auto", "none"}, c.Sandbox.UserNS):
 		return fmt.Errorf("STROMBOLI_SANDBOX_USERNS: %q is neither auto nor none", c.Sandbox.UserNS)
+	case !slices.Contains([]string{"default", "unconfined"}, c.Sandbox.Seccomp):
+		return fmt.Errorf("STROMBOLI_SANDBOX_SECCOMP: %q is neither default nor unconfined", c.Sandbox.Seccomp)
+	case !privateOrHost(c.Sandbox.IPCNS):
+		return fmt.Errorf("STROMBOLI_SANDBOX_IPCNS: %q is neither private nor host", c.Sandbox.IPCNS)
+	case !privateOrHost(c.Sandbox.UTSNS):
+		return fmt.Errorf("STROMBOLI_SANDBOX_UTSNS: %q is neither private nor host", c.Sandbox.UTSNS)
+	case !privateOrHost(c.Sandbox.CgroupNS):
+		return fmt.Errorf("STROMBOLI_SANDBOX_CGROUPNS: %q is neither private nor host", c.Sandbox.CgroupNS)
+	case c.Sandbox.PidsLimit != 0 && c.Sandbox.PidsLimit < minPids:
+		return fmt.Errorf("STROMBOLI_SANDBOX_PIDS_LIMIT: must be at least %d, or 0 for no limit", minPids)
+	case c.Sandbox.OpenFiles != 0 && c.Sandbox.OpenFiles < minOpenFiles:
+		return fmt.Errorf("STROMBOLI_SANDBOX_OPEN_FILES: must be at least %d, or 0 for as many as the engine gives", minOpenFiles)
 	case !slices.Contains([]string{"text", "json"}, c.Log.Format):
 		return fmt.Errorf("STROMBOLI_LOG_FORMAT: %q is neither text nor json", c.Log.Format)
 	case !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level):
@@ -348,6 +392,14 @@ func (c *Config) validate() error {
 	}
 	return nil
 }
+
+// What the sandbox's own init and the agent's CLI need at least.
+const (
+	minPids      = 64
+	minOpenFiles = 256
+)
+
+func privateOrHost(ns string) bool { return ns == "private" || ns == "host" }
 
 func hostOf(address string) string {
 	host, _, _ := net.SplitHostPort(address) // validated

@@ -6,8 +6,8 @@ import (
 )
 
 // ContainerSpec describes a container. Everything in it is fixed at Create. The
-// zero value of each field is the safer choice: no network, no mounts, a
-// default seccomp filter that can't be switched off.
+// zero value of each field is the safer choice: no network, no mounts, the
+// engine's own seccomp filter, namespaces of its own.
 type ContainerSpec struct {
 	Name   string // unique in the engine; the caller's handle when Create's answer is lost
 	Image  string
@@ -33,10 +33,17 @@ type ContainerSpec struct {
 	Network         Network
 	LabelDisable    bool // no SELinux separation, for hosts where SELinux enforces
 
+	SeccompUnconfined bool // without the engine's seccomp profile
+	Unmasked          bool // the kernel's files that tell of the host or change it are neither hidden nor read-only
+	HostIPC           bool // the host's namespace, and its /dev/shm: ShmBytes has no effect
+	HostUTS           bool // the host's namespace, and its name: Hostname has no effect
+	HostCgroup        bool // the host's namespace: the container sees where its cgroup lies
+
 	MemoryBytes int64 // memory, and memory plus swap: no swap at all; 0: no limit
+	Swap        bool  // as much swap as MemoryBytes on top of it
 	NanoCPUs    int64 // 1e9 is one CPU; 0: no limit
 	CPUShares   int64 // relative weight; 0: the engine's default
-	PidsLimit   int64 // 0: the engine's default
+	PidsLimit   int64 // 0: the engine's default; negative: no limit
 	Nofile      int64 // open files, soft and hard; 0 or more than allowed: as many as allowed
 	Nproc       int64 // processes of one uid, soft and hard, counted as the kernel counts RLIMIT_NPROC; 0 or more than allowed: as many as allowed
 

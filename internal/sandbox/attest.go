@@ -59,7 +59,7 @@ func (m *Manager) attest(ctx context.Context, s Spec, box *Sandbox, checked Plan
 	if err := both.Wait(); err != nil {
 		return err
 	}
-	if s.WritableRoot {
+	if s.WritableRoot || m.cfg.Off.ReadOnlyRoot {
 		box.RootDir = inspected.InForce.UpperDir
 		box.disk.measureRoot(box.RootDir)
 		if err := m.writeRecord(box.record); err != nil {
@@ -70,9 +70,10 @@ func (m *Manager) attest(ctx context.Context, s Spec, box *Sandbox, checked Plan
 		return err
 	}
 	mounts := append(m.ownMounts(s.ID, checked, "", ""), m.agentMounts(box.record, checked)...)
-	j := judgement{spec: m.containerSpec(s, box.record, checked, mounts), facts: facts, inspected: inspected.InForce, info: m.cfg.Info, box: box.record}
+	j := judgement{spec: m.containerSpec(s, box.record, checked, mounts), facts: facts, inspected: inspected.InForce, info: m.cfg.Info, box: box.record, off: m.cfg.Off}
 	j.own = ownNamespaces()
 	box.Attestation = j.attestation(s)
+	box.Attestation.SwitchedOff = m.cfg.switchedOff(j.spec)
 	j.all()
 	if len(j.missing) > 0 && !m.cfg.Unjudged {
 		return stromboli.Errorf(stromboli.NotEnforced, "the sandbox is not what was asked for: %s", strings.Join(j.missing, "; "))
@@ -87,6 +88,7 @@ type judgement struct {
 	inspected engine.InForce
 	info      engine.Info
 	box       record
+	off       Off
 	own       map[string]uint64 // this process's namespaces
 
 	a       *stromboli.Attestation
@@ -106,7 +108,7 @@ func (j *judgement) all() {
 	j.files()
 	j.limits()
 	j.unless(!j.inspected.Privileged, "the engine made the container privileged")
-	j.unless(j.inspected.SeccompProfile == "default", "the engine's seccomp profile is %q", j.inspected.SeccompProfile)
+	j.unless(j.inspected.SeccompProfile == "default" || j.off.Seccomp, "the engine's seccomp profile is %q", j.inspected.SeccompProfile)
 	if j.spec.Network != engine.NetworkBridge {
 		j.unless(slices.Equal(j.facts.Interfaces, []string{"lo"}), "the network has the devices %v beside loopback", without(j.facts.Interfaces, "lo"))
 	}
@@ -128,9 +130,10 @@ func (j *judgement) powers() {
 		"the agent is uid %v, gid %v with the groups %v, not %d:%d alone", agent.UIDs, agent.GIDs, agent.Groups, uid, gid)
 	for who, p := range map[string]shim.ProcessFacts{"agent": agent, "shim": init} {
 		j.unless(p.NoNewPrivs, "the %s can get new privileges", who)
-		j.unless(p.Seccomp == 2, "the %s has no seccomp filter", who)
-		// The shim's own is one; kernels before 5.9 don't tell the number.
-		j.unless(p.SeccompFilters == 0 || p.SeccompFilters >= 2, "the %s has %d seccomp filter, the engine's is missing", who, p.SeccompFilters)
+		filters := j.off.filters()
+		j.unless(filters == 0 || p.Seccomp == 2, "the %s has no seccomp filter", who)
+		// Kernels before 5.9 don't tell the number.
+		j.unless(p.SeccompFilters == 0 || p.SeccompFilters >= filters, "the %s has %d seccomp filters, not the engine's and the shim's", who, p.SeccompFilters)
 	}
 }
 
@@ -139,6 +142,7 @@ func (j *judgement) namespaces() {
 		switch {
 		case private:
 		case kind == "user" && j.a.UserNamespace == UserNSNone: // and the attestation says so
+		case kind == "ipc" && j.off.IPC, kind == "uts" && j.off.UTS, kind == "cgroup" && j.off.Cgroup:
 		default:
 			j.unless(false, "the %s namespace is the host's", kind)
 		}
@@ -175,6 +179,9 @@ func (j *judgement) files() {
 	j.submounts(mounted)
 	j.secrets(mounted)
 	for _, path := range maskedPaths() {
+		if j.off.MaskedPaths {
+			break
+		}
 		if _, err := os.Lstat(path); err != nil {
 			continue // this kernel has none
 		}
@@ -190,10 +197,13 @@ func (j *judgement) files() {
 // limits compares each limit; where the engine enforces none, by the operator's
 // leave, what is missing is told and no more.
 func (j *judgement) limits() {
-	c := j.facts.Cgroup
-	memory, cpus, pids := j.spec.MemoryBytes, j.spec.NanoCPUs, j.spec.PidsLimit
+	c, swap := j.facts.Cgroup, int64(0)
+	if j.spec.Swap {
+		swap = j.spec.MemoryBytes
+	}
+	memory, cpus, pids := j.spec.MemoryBytes, j.spec.NanoCPUs, max(0, j.spec.PidsLimit)
 	j.a.Limits = map[string]stromboli.AttestedLimit{
-		"memory_bytes": {Asked: memory, InForce: c.MemoryBytes}, "swap_bytes": {Asked: 0, InForce: c.SwapBytes},
+		"memory_bytes": {Asked: memory, InForce: c.MemoryBytes}, "swap_bytes": {Asked: swap, InForce: c.SwapBytes},
 		"nano_cpus": {Asked: cpus, InForce: c.NanoCPUs}, "pids": {Asked: pids, InForce: c.Pids},
 		"open_files": {Asked: j.spec.Nofile, InForce: j.facts.OpenFiles},
 	}
@@ -219,15 +229,16 @@ func (j *judgement) limits() {
 			j.unless(false, "%s", l.what)
 		}
 	}
-	if c.SwapBytes != 0 {
-		what := "swap: none was to be had beyond the memory"
+	if memory > 0 && (c.SwapBytes < 0 || c.SwapBytes > swap) { // without a limit of memory there is none of both together
+		what := fmt.Sprintf("swap: %d bytes were to be had beyond the memory", swap)
 		if j.info.EnforcesLimits && j.info.LimitsSwap {
-			j.unless(false, "%s, in force %d bytes", what, c.SwapBytes)
+			j.unless(false, "%s, in force %d", what, c.SwapBytes)
 		} else {
 			j.a.Unenforced = append(j.a.Unenforced, what)
 		}
 	}
-	j.unless(j.facts.OpenFiles > 0, "open files have no limit")
+	files := j.facts.OpenFiles
+	j.unless(files > 0 && (j.spec.Nofile == 0 || files <= j.spec.Nofile), "open files: asked for %d, in force %d", j.spec.Nofile, files)
 }
 
 // attestation is what the facts say.

@@ -74,6 +74,12 @@ type Config struct {
 	// StageDir holds mount points of sandboxes that are being started. Several
 	// servers may share it. Default: /run/stromboli-mounts.
 	StageDir string
+	// Off is what an operator has switched off of the hardening.
+	Off Off
+	// Pids is how many processes and threads a sandbox may have; 0: 1024,
+	// negative: no limit. OpenFiles is how many files each may have open; 0: as
+	// many as the engine lets it.
+	Pids, OpenFiles int64
 	// AllowUnenforced lets sandboxes start whose limits have no effect.
 	AllowUnenforced bool
 	// Unjudged lets sandboxes start whatever is in force: for tests on an engine

@@ -181,7 +181,7 @@ func (m *Manager) directories(s Spec, rec record, checked Plan) error {
 	}
 	config, err := json.Marshal(shim.Config{
 		Sandbox: rec.ID, Token: rec.Token, OrphanTimeoutMS: m.cfg.OrphanTimeout.Milliseconds(),
-		SpoolLimitBytes: spoolBytes, LineLimitBytes: lineBytes, ForwardAddr: forwardAddr,
+		SpoolLimitBytes: spoolBytes, LineLimitBytes: lineBytes, ForwardAddr: forwardAddr, Unfiltered: m.cfg.Off.SyscallFilter,
 	})
 	if err != nil {
 		return err
@@ -299,13 +299,11 @@ func (m *Manager) containerSpec(s Spec, rec record, checked Plan, mounts []engin
 		ReadOnlyRoot: !s.WritableRoot, ShmBytes: shmBytes,
 		CapDrop: []string{"all"}, CapAdd: rootCapabilities(rec.RootHooks), NoNewPrivileges: true,
 		Network: engine.NetworkNone, LabelDisable: m.cfg.Info.SELinux,
-		MemoryBytes: s.Plan.MemoryBytes, NanoCPUs: s.Plan.NanoCPUs, CPUShares: s.Plan.CPUShares, PidsLimit: pidsLimit,
+		MemoryBytes: s.Plan.MemoryBytes, NanoCPUs: s.Plan.NanoCPUs, CPUShares: s.Plan.CPUShares,
 	}
+	m.cfg.relax(&spec)
 	if s.Reach.Network.Mode == stromboli.NetworkBridge {
 		spec.Network = engine.NetworkBridge
-	}
-	if !m.cfg.Info.EnforcesLimits {
-		spec.Nproc = pidsLimit // the one limit that works without cgroups
 	}
 	return spec
 }

@@ -47,6 +47,8 @@ type Config struct {
 	// HoldMS is how long a connection waits for an absent egress, in
 	// milliseconds. Default 5 minutes.
 	HoldMS int64 `json:"hold_ms,omitempty"`
+	// Unfiltered leaves the shim's own system call filter out.
+	Unfiltered bool `json:"unfiltered,omitempty"`
 	// SilenceMS is how long a connected server may say nothing before it
 	// counts as absent, in milliseconds. Default 10 seconds.
 	SilenceMS int64 `json:"silence_ms,omitempty"`

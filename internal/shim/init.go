@@ -74,15 +74,17 @@ func runInit(args []string, errOut io.Writer) error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("become non-dumpable: %w", err)
 	}
-	if err := confine(); err != nil {
-		return err
-	}
-	if err := os.Chmod(*runDir, 0o700); err != nil { //nolint:gosec // a directory
-		return fmt.Errorf("make the run directory private: %w", err)
-	}
 	cfg, err := readConfig(filepath.Join(*hostDir, ConfigName))
 	if err != nil {
 		return err
+	}
+	if !cfg.Unfiltered {
+		if err := confine(); err != nil {
+			return err
+		}
+	}
+	if err := os.Chmod(*runDir, 0o700); err != nil { //nolint:gosec // a directory
+		return fmt.Errorf("make the run directory private: %w", err)
 	}
 	sp, err := newSpool(filepath.Join(*runDir, "spool"), cfg.SpoolLimitBytes)
 	if err != nil {

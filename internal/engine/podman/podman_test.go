@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -216,6 +217,13 @@ func TestWireSpec(t *testing.T) {
 	})
 	if w.Resources.CPU.Quota != 1000 || w.Resources.Memory.Swap != 5 || w.StopTimeout != 2 || w.UserNS.Value != "uid=1000,gid=1001" ||
 		w.Rlimits[0].Hard != 1000 || w.Rlimits[1].Hard != 100 || w.NetNS.Mode != "none" || w.HTTPProxy || w.CgroupsMode != "enabled" {
+		t.Errorf("%+v", w)
+	}
+	w = c.wireSpec(engine.ContainerSpec{
+		SeccompUnconfined: true, Unmasked: true, HostIPC: true, HostUTS: true, HostCgroup: true, MemoryBytes: 5, Swap: true, PidsLimit: -1, ShmBytes: 1, Hostname: "x",
+	})
+	if w.Seccomp != "unconfined" || !slices.Equal(w.Unmask, []string{"ALL"}) || w.IpcNS.Mode != "host" || w.UtsNS.Mode != "host" || w.CgroupNS.Mode != "host" ||
+		w.PidNS.Mode != "private" || w.Resources.Memory.Swap != 10 || w.Resources.Pids.Limit != -1 || w.ShmSize != 0 || w.Hostname != "" {
 		t.Errorf("%+v", w)
 	}
 	c.host.SysResource = true

@@ -30,6 +30,8 @@ type wireSpec struct {
 	CapDrop      []string          `json:"cap_drop,omitempty"`
 	NoNewPrivs   bool              `json:"no_new_privileges"`
 	SELinuxOpts  []string          `json:"selinux_opts,omitempty"`
+	Seccomp      string            `json:"seccomp_profile_path,omitempty"`
+	Unmask       []string          `json:"unmask,omitempty"`
 	UserNS       wireNS            `json:"userns"`
 	IDMappings   *wireIDMappings   `json:"idmappings,omitempty"`
 	PidNS        wireNS            `json:"pidns"`
@@ -140,6 +142,7 @@ func (c *Client) wireSpec(s engine.ContainerSpec) wireSpec {
 		w.UserNS = wireNS{Mode: "private"}
 		w.IDMappings = &wireIDMappings{UIDMap: wireIDMaps(s.UserNS.UIDs), GIDMap: wireIDMaps(s.UserNS.GIDs)}
 	}
+	w.relax(s)
 	if s.LabelDisable {
 		w.SELinuxOpts = []string{"disable"}
 	}
@@ -159,6 +162,9 @@ func (c *Client) wireSpec(s engine.ContainerSpec) wireSpec {
 	}
 	if s.MemoryBytes > 0 {
 		w.Resources.Memory = &wireMemory{Limit: s.MemoryBytes, Swap: s.MemoryBytes}
+		if s.Swap {
+			w.Resources.Memory.Swap *= 2
+		}
 	}
 	if s.NanoCPUs > 0 || s.CPUShares > 0 {
 		w.Resources.CPU = &wireCPU{Shares: uint64(max(0, s.CPUShares))}
@@ -167,10 +173,30 @@ func (c *Client) wireSpec(s engine.ContainerSpec) wireSpec {
 			w.Resources.CPU.Quota, w.Resources.CPU.Period = max(1000, s.NanoCPUs*cpuPeriod/1e9), cpuPeriod
 		}
 	}
-	if s.PidsLimit > 0 {
-		w.Resources.Pids = &wirePids{Limit: s.PidsLimit}
+	if s.PidsLimit != 0 {
+		w.Resources.Pids = &wirePids{Limit: max(-1, s.PidsLimit)}
 	}
 	return w
+}
+
+// relax takes away what the caller has switched off. The engine refuses a name
+// and a size of /dev/shm where they would be the host's.
+func (w *wireSpec) relax(s engine.ContainerSpec) {
+	if s.SeccompUnconfined {
+		w.Seccomp = "unconfined"
+	}
+	if s.Unmasked {
+		w.Unmask = []string{"ALL"}
+	}
+	if s.HostIPC {
+		w.IpcNS.Mode, w.ShmSize = "host", 0
+	}
+	if s.HostUTS {
+		w.UtsNS.Mode, w.Hostname = "host", ""
+	}
+	if s.HostCgroup {
+		w.CgroupNS.Mode = "host"
+	}
 }
 
 func bindOptions(m engine.Mount) []string {
