@@ -144,7 +144,7 @@ func TestPackageTools(t *testing.T) {
 	s.up()
 	want := map[string]string{"go": "go works"}
 	packagesGo(t, filepath.Join(s.volumes, "tools", "go"))
-	if packagesCargo(t, s, filepath.Join(s.volumes, "tools", "cargo")) {
+	if packagesCargo(t, filepath.Join(s.volumes, "tools", "cargo")) {
 		want["cargo"] = "cargo works"
 	}
 	tools := ownershipAt(filepath.Join(s.volumes, "tools")+":/tools:ro", "")
@@ -209,7 +209,7 @@ func packagesGo(t *testing.T, to string) {
 }
 
 // packagesCargo copies Cargo and its libraries, and tells whether it is there.
-func packagesCargo(t *testing.T, s *server, to string) bool {
+func packagesCargo(t *testing.T, to string) bool {
 	t.Helper()
 	if _, err := exec.LookPath("apt-get"); err != nil {
 		t.Log("Cargo comes from Debian's or Ubuntu's packages: it is left out")
