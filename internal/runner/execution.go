@@ -101,7 +101,7 @@ func newExecution(r *Runner, run stromboli.Run) *execution {
 	}
 	return &execution{
 		r: r, id: run.ID, row: run, network: run.Network, wish: run.CancelReason, hurry: make(chan struct{}, 1), began: time.Now().Add(-before),
-		log: r.log.With("run", run.ID),
+		log: r.log.With("run_id", run.ID, "tenant", run.Tenant),
 	}
 }
 
@@ -110,6 +110,7 @@ func newExecution(r *Runner, run stromboli.Run) *execution {
 // none stays behind, its session busy and its agent unheard. It reports whether
 // a sandbox is left that has yet to be discarded.
 func (e *execution) run(ctx context.Context) (left bool) {
+	ctx = stromboli.WithOrigin(ctx, e.row.Origin())
 	defer e.letGo()
 	var decided *stromboli.Outcome
 	for delay := retryFirst; ; delay = min(2*delay, retryLast) {

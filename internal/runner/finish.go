@@ -120,6 +120,8 @@ func (e *execution) finish(ctx context.Context, out stromboli.Outcome) error {
 		return fmt.Errorf("recording the run's end: %w", err)
 	}
 	e.r.cfg.Log.Wake(e.id)
+	e.log.InfoContext(ctx, "run ended", "status", f.Outcome.Status, "reason", f.Outcome.Reason)
+	e.compareUsage(ctx, f.Outcome.Usage)
 	if old != "" && old != f.Session.TranscriptKey {
 		if err := e.r.cfg.Blobs.Delete(ctx, old); err != nil {
 			e.log.WarnContext(ctx, "deleting the transcript's version before", "error", err)

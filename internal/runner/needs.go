@@ -24,6 +24,8 @@ type Store interface {
 	SetNetwork(ctx context.Context, tenant, id string, n stromboli.Network) (stromboli.Run, error)
 	Attestation(ctx context.Context, tenant, id string) (stromboli.Attestation, error)
 	EgressRecords(ctx context.Context, runID string, after int64, limit int) ([]stromboli.EgressRecord, error)
+	// EgressUsage sums the tokens of a run's stored records.
+	EgressUsage(ctx context.Context, runID string) (stromboli.Usage, error)
 	FinishRun(ctx context.Context, id string, epoch int64, f stromboli.RunFinish) ([]stromboli.Event, error)
 	GetSession(ctx context.Context, tenant, id string) (stromboli.Session, error)
 	ListSessions(ctx context.Context, f stromboli.SessionFilter) (list []stromboli.Session, next string, err error)

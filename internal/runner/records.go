@@ -88,6 +88,9 @@ func (r *recordReader) next(ctx context.Context, wait time.Duration) (int, error
 	if err != nil {
 		return 0, fmt.Errorf("storing the records of connections: %w", err)
 	}
+	if told := r.e.r.cfg.Connected; told != nil {
+		told(records)
+	}
 	if len(u.Events) > 0 {
 		r.e.r.cfg.Log.Wake(r.e.id)
 	}

@@ -47,6 +47,15 @@ type Config struct {
 	// It may be set at any time: no limit is measured by it.
 	Now    func() time.Time
 	Logger *slog.Logger
+
+	// What follows is told for metrics; nil: nobody is told. It must be quick.
+
+	// Connected is told of records of connections, each once, when they are
+	// stored.
+	Connected func([]stromboli.EgressRecord)
+	// Used is told, when a run has ended whose agent said what it used, of that
+	// and of what egress counted of the same run's answers.
+	Used func(agent, egress stromboli.Usage)
 }
 
 // Runner executes runs.

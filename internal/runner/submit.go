@@ -181,6 +181,7 @@ func (r *Runner) create(ctx context.Context, n stromboli.NewRun, checked *sandbo
 		return run, existing, err
 	}
 	r.cfg.Log.Wake(run.ID)
+	r.log.InfoContext(stromboli.WithOrigin(ctx, run.Origin()), "run accepted", "kind", run.Kind, "status", run.Status, "session", run.SessionID)
 	if direct {
 		e.row, e.checked = run, checked
 		if checked != nil {

@@ -239,7 +239,7 @@ func (mt *meter) measure(ctx context.Context, b *metered, free uint64) (more boo
 	}
 	more, err := b.step()
 	if err != nil {
-		mt.m.log.Debug("measuring a sandbox", "sandbox", b.box.ID, "error", err)
+		mt.m.log.Debug("measuring a sandbox", "sandbox", b.box.ID, "run_id", b.box.RunID, "error", err)
 	}
 	use := b.walk.bytes
 	if b.deleted != nil {

@@ -76,6 +76,7 @@ type Manager struct {
 	mu     sync.Mutex
 	boxes  map[string]*Sandbox
 	ours   map[string]bool      // ids that somebody answers for: being made, kept, or being discarded
+	ending map[string]bool      // those of them that are being discarded
 	bases  map[string]uint32    // the ids of sandboxes, by their own: see record.IDBase
 	probes map[string]time.Time // when a look at an image was first seen, by the container's id
 }
@@ -101,6 +102,7 @@ func New(cfg Config) *Manager {
 		facts:    newFactCache(cfg.Engine, filepath.Join(cfg.DataDir, "images"), cfg.Instance),
 		boxes:    make(map[string]*Sandbox),
 		ours:     make(map[string]bool),
+		ending:   make(map[string]bool),
 		bases:    make(map[string]uint32),
 		probes:   make(map[string]time.Time),
 		reserved: readSubIDs("/etc/subuid", "/etc/subgid"),
@@ -263,7 +265,7 @@ func (m *Manager) listen(rec record) (*Sandbox, error) {
 			}
 			return alive, err
 		},
-		Log: m.log,
+		Log: m.log.With("run_id", rec.RunID),
 	})
 	if err != nil {
 		stop()
@@ -273,7 +275,7 @@ func (m *Manager) listen(rec record) (*Sandbox, error) {
 	go func() {
 		defer close(box.stopped)
 		if err := peer.Run(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, shim.ErrGone) {
-			m.log.Error("serving a sandbox's socket", "sandbox", rec.ID, "error", err)
+			m.log.Error("serving a sandbox's socket", "sandbox", rec.ID, "run_id", rec.RunID, "error", err)
 		}
 	}()
 	m.mu.Lock()
@@ -317,6 +319,7 @@ func (m *Manager) Discard(ctx context.Context, id string) error {
 	m.mu.Lock()
 	box := m.boxes[id]
 	delete(m.boxes, id)
+	m.ending[id] = true
 	m.mu.Unlock()
 	if box != nil && box.started.Load() {
 		// A shim that exits by itself makes the removal three times as fast.
@@ -347,6 +350,7 @@ func (m *Manager) Discard(ctx context.Context, id string) error {
 	}
 	m.mu.Lock()
 	delete(m.ours, id)
+	delete(m.ending, id)
 	delete(m.bases, id)
 	m.mu.Unlock()
 	return nil

@@ -101,6 +101,7 @@ func (m *Manager) discardAll(ctx context.Context, ids []string) {
 				m.log.WarnContext(ctx, "removing a sandbox of the server before", "sandbox", id, "error", err)
 				m.mu.Lock()
 				delete(m.ours, id) // a stray from now on
+				delete(m.ending, id)
 				m.mu.Unlock()
 			}
 		})

@@ -220,7 +220,7 @@ func (m *Manager) stage(rec *record, mounts []engine.Mount) error {
 		staged[i] = filepath.Join(m.stageDir(rec.ID), strconv.Itoa(i))
 		err := m.mapMount(*rec, mount.Source, staged[i])
 		if errors.Is(err, idmap.ErrUnsupported) {
-			m.log.Info("a sandbox has the host's ids", "sandbox", rec.ID, "why", err)
+			m.log.Info("a sandbox has the host's ids", "sandbox", rec.ID, "run_id", rec.RunID, "why", err)
 			rec.UserNS, rec.UserNSWhy, rec.IDBase = UserNSNone, err.Error(), 0
 			return m.unstage(rec.ID)
 		}

@@ -54,12 +54,18 @@ type Config struct {
 	BusyTimeout time.Duration
 	// Now is the clock. Default: time.Now.
 	Now func() time.Time
+	// Committed, if set, is told of each transaction: how long it took, with its
+	// commit, how many writes it was of, and what went wrong. The writer calls
+	// it, so it must be quick and must not call the store.
+	Committed func(took time.Duration, writes int, err error)
 }
 
 // Store is an open database. Its methods may be called from many goroutines.
 type Store struct {
 	path string
 	now  func() time.Time
+
+	committed func(took time.Duration, writes int, err error)
 
 	maxGrants int64
 
@@ -97,6 +103,8 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s := &Store{
 		path: path,
 		now:  cfg.Now,
+
+		committed: cfg.Committed,
 
 		maxGrants: maxGrants,
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/tomblancdev/stromboli"
 )
@@ -147,7 +148,11 @@ func (s *Store) runBatch(t *tx, batch []*op) {
 
 // tryBatch runs one transaction. An error means that nothing of it is stored;
 // an op's own failure is in op.err.
-func (s *Store) tryBatch(t *tx, batch []*op) error {
+func (s *Store) tryBatch(t *tx, batch []*op) (err error) {
+	if s.committed != nil {
+		began := time.Now()
+		defer func() { s.committed(time.Since(began), len(batch), s.classify("commit", err)) }()
+	}
 	if err := t.raw("BEGIN IMMEDIATE"); err != nil {
 		return err
 	}

@@ -79,6 +79,9 @@ type Config struct {
 	// Now is the clock on the wall; nil: the machine's.
 	Now func() time.Time
 	Log *slog.Logger
+	// Attempted, if set, is told of each attempt: what the delivery is from then
+	// on, pending where it is tried again. It must be quick.
+	Attempted func(stromboli.DeliveryStatus)
 }
 
 // DefaultSchedule is twelve attempts within 24 hours.
@@ -189,7 +192,7 @@ func (s *Sender) claim(ctx, attempts context.Context) time.Duration {
 
 // attempt makes one and records what became of it.
 func (s *Sender) attempt(ctx context.Context, d stromboli.ClaimedDelivery) {
-	log := s.cfg.Log.With("delivery", d.ID, "run", d.RunID, "host", d.Host, "attempt", d.Attempts)
+	log := s.cfg.Log.With("delivery", d.ID, "run_id", d.RunID, "tenant", d.Tenant, "host", d.Host, "attempt", d.Attempts)
 	o := s.send(ctx, d)
 	r := s.judge(d, o)
 	switch {
@@ -202,6 +205,9 @@ func (s *Sender) attempt(ctx context.Context, d stromboli.ClaimedDelivery) {
 		log.WarnContext(ctx, "webhook given up; POST /webhooks/deliveries/{id}/redeliver sends it again", "error", o.log())
 	default:
 		log.InfoContext(ctx, "webhook not delivered; it is tried again", "error", o.log(), "next", r.NextAt)
+	}
+	if s.cfg.Attempted != nil && !r.Untold {
+		s.cfg.Attempted(r.Status)
 	}
 	s.record(ctx, log, d, r)
 }

@@ -54,7 +54,10 @@ func TestGivenUp(t *testing.T) {
 			w.WriteHeader(404)
 		}
 	})
-	s, _ := w.start()
+	var told sync.Map
+	s, _ := w.start(func(c *Config) {
+		c.Attempted = func(then stromboli.DeliveryStatus) { told.Store(then, true) }
+	})
 	d := w.until(w.owe(gone.URL), stromboli.DeliveryDead)
 	if d.Attempts != 1 || d.LastStatus != 410 || d.LastError != "the receiver answered 410" {
 		t.Errorf("%+v", d)
@@ -79,6 +82,11 @@ func TestGivenUp(t *testing.T) {
 	list, _, err := s.Deliveries(t.Context(), stromboli.Principal{Tenant: "other"}, stromboli.DeliveryFilter{Tenant: "default"})
 	if err != nil || len(list) != 0 {
 		t.Errorf("another tenant sees %d, %v", len(list), err)
+	}
+	for _, then := range []stromboli.DeliveryStatus{stromboli.DeliveryDead, stromboli.DeliveryPending, stromboli.DeliveryDelivered} {
+		if _, ok := told.Load(then); !ok {
+			t.Errorf("no attempt was told of after which it is %s", then)
+		}
 	}
 }
 

@@ -45,6 +45,9 @@ type OpenConfig struct {
 	Environ []string
 	// Log is told what is started and why. Required.
 	Log *slog.Logger
+	// Called, if set, is told of each call: which of a fixed set it was, how long
+	// the engine took to answer, and what went wrong. It must be quick.
+	Called func(operation string, took time.Duration, err error)
 }
 
 // Client is an engine.Engine. Use Open to make one.
@@ -53,6 +56,7 @@ type Client struct {
 	service *service // nil: not ours
 	http    *http.Client
 	log     *slog.Logger
+	called  func(operation string, took time.Duration, err error)
 	host    hostFacts
 	podman  string   // the command's path, "" when there is none
 	notes   []string // set by Open
@@ -83,7 +87,7 @@ func Open(ctx context.Context, cfg OpenConfig) (*Client, error) {
 
 func open(ctx context.Context, cfg OpenConfig) (*Client, error) {
 	env := parseEnviron(cfg.Environ)
-	c := &Client{log: cfg.Log, host: readHost()}
+	c := &Client{log: cfg.Log, called: cfg.Called, host: readHost()}
 	c.podman, _ = lookPath("podman", env["PATH"])
 	c.http = &http.Client{Transport: c.transport()}
 	switch {

@@ -97,6 +97,16 @@ func listenerOf(ctx context.Context, socket string) (int, error) {
 
 // do sends r and gives the answer of a success; its body must be closed.
 func (c *Client) do(ctx context.Context, r request) (*http.Response, error) {
+	if c.called == nil {
+		return c.exchange(ctx, r)
+	}
+	began := time.Now()
+	resp, err := c.exchange(ctx, r)
+	c.called(operation(r.method, r.path), time.Since(began), err)
+	return resp, err
+}
+
+func (c *Client) exchange(ctx context.Context, r request) (*http.Response, error) {
 	cancel := context.CancelFunc(func() {})
 	inner := ctx
 	if r.limit > 0 {

@@ -29,7 +29,11 @@ func testNetwork(t *testing.T, f *fixture) {
 	}
 
 	record := func(seq int64, verdict stromboli.EgressVerdict) stromboli.EgressRecord {
-		return stromboli.EgressRecord{Seq: seq, Host: "h", Verdict: verdict}
+		r := stromboli.EgressRecord{Seq: seq, Host: "h", Verdict: verdict}
+		if verdict == stromboli.EgressAllowed {
+			r.Usage = &stromboli.Usage{Model: "m", InputTokens: seq, OutputTokens: 10, CacheReadInputTokens: 100}
+		}
+		return r
 	}
 	put := func(what string, want error, records ...stromboli.EgressRecord) {
 		t.Helper()
@@ -58,6 +62,13 @@ func testNetwork(t *testing.T, f *fixture) {
 	wantErr(t, "an old epoch", err, store.ErrFenced)
 	if r := f.get(t, run.ID); r.EgressSeq != 1 || r.EgressDenied != 2 {
 		t.Errorf("position %d, %d denied", r.EgressSeq, r.EgressDenied)
+	}
+	put("one more", nil, record(2, stromboli.EgressAllowed))
+	if u, err := f.EgressUsage(t.Context(), run.ID); err != nil || u != (stromboli.Usage{InputTokens: 3, OutputTokens: 20, CacheReadInputTokens: 200, TotalTokens: 223}) {
+		t.Errorf("tokens: %+v, %v", u, err)
+	}
+	if u, err := f.EgressUsage(t.Context(), "run-none"); err != nil || u != (stromboli.Usage{}) {
+		t.Errorf("tokens of none: %+v, %v", u, err)
 	}
 	records, err := f.EgressRecords(t.Context(), run.ID, 1, 2)
 	if err != nil || len(records) != 2 || records[0].Seq != 2 || records[1].Seq != 3 || records[1].Verdict != stromboli.EgressFailed {

@@ -40,6 +40,8 @@ type Store interface {
 	RevokeGrant(ctx context.Context, id string, expires time.Time) error
 	DeleteExpiredGrants(ctx context.Context) (int, error)
 	EgressRecords(ctx context.Context, runID string, after int64, limit int) ([]stromboli.EgressRecord, error)
+	EgressUsage(ctx context.Context, runID string) (stromboli.Usage, error)
+	Waiting(ctx context.Context) (store.Waiting, error)
 
 	ReleaseDeliveries(ctx context.Context) error
 	ClaimDeliveries(ctx context.Context, most, perHost int) ([]stromboli.ClaimedDelivery, error)
@@ -110,6 +112,7 @@ func Run(t *testing.T, open func(t *testing.T, clock *Clock) Store) {
 		"commit hook":      testCommitHook,
 		"update":           testUpdate,
 		"network":          testNetwork,
+		"waiting":          testWaiting,
 		"attestation":      testAttestation,
 		"secrets":          testSecretRows,
 		"grants":           testGrants,
