@@ -143,6 +143,13 @@ type Config struct {
 	System   System
 	Log      *slog.Logger
 
+	// Metrics answers GET /metrics; nil: there are none.
+	Metrics http.Handler
+	// Served, if set, is told of each request once it has ended. It must be quick.
+	Served func(Served)
+	// NoAccessLog: requests leave no line in the log.
+	NoAccessLog bool
+
 	// Render returns the lines of the assistant's text in one line of the CLI:
 	// nil for lines without a completed text block. It must be deterministic,
 	// since positions within streams count its lines.
@@ -300,6 +307,7 @@ func (a *API) routes() []route {
 		{pattern: "GET /health", open: true, serve: a.health},
 		{pattern: "GET /livez", open: true, serve: a.livez},
 		{pattern: "GET /readyz", open: true, serve: a.readyz},
+		{pattern: "GET /metrics", scope: stromboli.ScopeAdmin, serve: a.metrics},
 		{pattern: "GET /version", scope: stromboli.ScopeRead, serve: a.version},
 		{pattern: "GET /openapi.json", open: true, serve: a.serveDocument("openapi.json", "application/json")},
 		{pattern: "GET /openapi.yaml", open: true, serve: a.serveDocument("openapi.yaml", "application/yaml")},
@@ -313,31 +321,40 @@ func (a *API) routes() []route {
 // wrap puts the checks that depend on the route before its handler.
 func (a *API) wrap(rt route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if err := a.admit(rt, w, r); err != nil {
+		r, p, err := a.admit(rt, w, r)
+		if err == nil {
+			err = rt.serve(w, r, p)
+		}
+		if err != nil {
 			a.fail(w, r, err)
 		}
 	})
 }
 
-func (a *API) admit(rt route, w http.ResponseWriter, r *http.Request) error {
+// admit makes the checks, and returns the request with what is known of who
+// asks.
+func (a *API) admit(rt route, w http.ResponseWriter, r *http.Request) (*http.Request, stromboli.Principal, error) {
 	if rt.acts {
 		if err := checkOrigin(r); err != nil {
-			return err
+			return r, stromboli.Principal{}, err
 		}
 	}
 	id, err := a.identify(rt, w, r) //nolint:contextcheck // the request's own
+	if id.Tenant != "" {            // known, if not permitted
+		r = asked(w, r, id.Principal)
+	}
 	if err != nil {
-		return err
+		return r, id.Principal, err
 	}
 	if rt.acts {
 		if err := a.checkContentType(rt, w, r); err != nil {
-			return err
+			return r, id.Principal, err
 		}
 	}
 	if rt.jwt {
 		r = r.WithContext(context.WithValue(r.Context(), identityKey{}, id))
 	}
-	return rt.serve(w, r, id.Principal)
+	return r, id.Principal, nil
 }
 
 // Drain makes the server not ready, refuses new runs, and ends the streams

@@ -112,7 +112,7 @@ func (a *API) refusal(r *http.Request, err error) (int, errorBody) {
 		body.Status = "error"
 	}
 	if status >= http.StatusInternalServerError {
-		a.log.ErrorContext(r.Context(), "request failed", "request_id", body.RequestID, "code", string(body.Code), "err", err)
+		a.log.ErrorContext(r.Context(), "request failed", "code", string(body.Code), "err", err)
 	}
 	return status, body
 }
@@ -145,7 +145,7 @@ func (e *waitError) Unwrap() error { return e.err }
 func (a *API) answer(w http.ResponseWriter, r *http.Request, status int, v any) {
 	b, err := encode(v)
 	if err != nil {
-		a.log.ErrorContext(r.Context(), "encode an answer", "request_id", requestID(r), "err", err)
+		a.log.ErrorContext(r.Context(), "encode an answer", "err", err)
 		status, b = http.StatusInternalServerError, []byte(`{"error":"the answer could not be encoded","code":"internal"}`)
 	}
 	h := w.Header()
@@ -163,7 +163,7 @@ func (a *API) send(w http.ResponseWriter, r *http.Request, status int, body []by
 		return
 	}
 	if _, err := w.Write(body); err != nil { //nolint:gosec // no HTML but our own, and the type says so
-		a.log.DebugContext(r.Context(), "write an answer", "request_id", requestID(r), "err", err)
+		a.log.DebugContext(r.Context(), "write an answer", "err", err)
 	}
 }
 

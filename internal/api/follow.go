@@ -79,7 +79,7 @@ func (a *API) forward(ctx context.Context, runID string, after int64, to chan<- 
 	}
 	defer func() {
 		if v := recover(); v != nil {
-			a.log.ErrorContext(ctx, "panic in an event log", "run", runID, "panic", v, "stack", string(debug.Stack()))
+			a.log.ErrorContext(ctx, "panic in an event log", "run_id", runID, "panic", v, "stack", string(debug.Stack()))
 			offer(followed{err: fmt.Errorf("follow %s: panic", runID)})
 		}
 	}()
@@ -103,7 +103,7 @@ func (a *API) ended(ctx context.Context, runID string, err error) (clientLeft bo
 		return !a.draining()
 	default:
 		// Without done or error the client comes back and tries again.
-		a.log.ErrorContext(ctx, "a stream broke", "run", runID, "err", err)
+		a.log.ErrorContext(ctx, "a stream broke", "run_id", runID, "err", err)
 		return false
 	}
 }

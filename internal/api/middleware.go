@@ -1,8 +1,6 @@
 package api
 
 import (
-	"context"
-	"log/slog"
 	"net/http"
 	"net/url"
 	"runtime/debug"
@@ -20,18 +18,13 @@ func (a *API) Handler() http.Handler {
 		if !saneRequestID(id) {
 			id = stromboli.NewToken()
 		}
-		r = r.WithContext(context.WithValue(r.Context(), requestIDKey{}, id))
+		r = r.WithContext(stromboli.WithOrigin(r.Context(), stromboli.Origin{RequestID: id}))
 		w := &recorder{ResponseWriter: rw}
 		w.Header().Set("X-Request-ID", id)
 		secure(w.Header())
-		start := time.Now()
-		path := r.URL.Path
-		defer func() { //nolint:contextcheck // the request's, with its id
-			// After a panic the guard has answered, or aborts the connection.
-			a.log.LogAttrs(r.Context(), accessLevel(path), "request",
-				slog.String("request_id", id), slog.String("method", r.Method), slog.String("path", clip(path)),
-				slog.Int("status", w.status), slog.Int64("bytes", w.bytes), slog.Duration("took", time.Since(start)))
-		}()
+		start, path := time.Now(), r.URL.Path
+		// After a panic the guard has answered, or aborts the connection.
+		defer func() { a.note(w, r, path, time.Since(start)) }() //nolint:contextcheck // the request's, with its id
 		defer a.guard(w, r)
 		a.limitBody(w, r)
 		a.serve(w, r)
@@ -49,7 +42,7 @@ func (a *API) guard(w *recorder, r *http.Request) {
 	if v == http.ErrAbortHandler { //nolint:errorlint // net/http compares it the same way
 		panic(v)
 	}
-	a.log.ErrorContext(r.Context(), "panic in a handler", "request_id", requestID(r), "panic", v, "stack", string(debug.Stack()))
+	a.log.ErrorContext(w.origin(r), "panic in a handler", "panic", v, "stack", string(debug.Stack())) //nolint:contextcheck // the request's
 	if w.status != 0 {
 		panic(http.ErrAbortHandler)
 	}
@@ -87,8 +80,8 @@ func (a *API) serve(w *recorder, r *http.Request) {
 		return
 	}
 	cleanPath(r)
-	_, pattern := a.mux.Handler(r)
-	if pattern != "" {
+	_, w.route = a.mux.Handler(r)
+	if w.route != "" {
 		a.mux.ServeHTTP(w, r)
 		return
 	}
@@ -162,12 +155,7 @@ func cleanPath(r *http.Request) {
 	r.URL = &u
 }
 
-type requestIDKey struct{}
-
-func requestID(r *http.Request) string {
-	id, _ := r.Context().Value(requestIDKey{}).(string)
-	return id
-}
+func requestID(r *http.Request) string { return stromboli.OriginOf(r.Context()).RequestID }
 
 func saneRequestID(s string) bool {
 	if len(s) < 1 || len(s) > 128 {
@@ -183,14 +171,6 @@ func saneRequestID(s string) bool {
 	return true
 }
 
-// accessLevel keeps the probes of orchestrators out of the ordinary log.
-func accessLevel(path string) slog.Level {
-	if isProbe(path) {
-		return slog.LevelDebug
-	}
-	return slog.LevelInfo
-}
-
 // clip bounds what a client sent for a log line or a message.
 func clip(s string) string {
 	if len(s) > 200 {
@@ -199,11 +179,14 @@ func clip(s string) string {
 	return s
 }
 
-// recorder remembers status and size for the log and for the panic guard.
+// recorder remembers what the log tells of a request, and the status for the
+// panic guard.
 type recorder struct {
 	http.ResponseWriter
 	status int
 	bytes  int64
+	route  string // the pattern; empty: none, or not looked for
+	who    stromboli.Principal
 }
 
 func (w *recorder) WriteHeader(status int) {

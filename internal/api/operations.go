@@ -192,6 +192,10 @@ func operations() map[string]operation {
 		},
 		"GET /openapi.json": {}, "GET /openapi.yaml": {}, "GET /swagger/doc.json": {}, "GET /docs": {}, "GET /docs/{file}": {},
 
+		"GET /metrics": {
+			id: "metrics", tag: system, summary: "Gives what is measured, of all tenants together, as Prometheus reads it.",
+			answers: map[int]answerOf{http.StatusOK: {as: "text/plain"}}, errors: []int{http.StatusNotFound},
+		},
 		"GET /version":       {id: "version", tag: system, summary: "Describes the build.", answers: ok(Version{})},
 		"GET /claude/status": {id: "claudeStatus", tag: system, summary: "Tells of the credential for the model, never its value.", answers: ok(ClaudeStatus{})},
 	}

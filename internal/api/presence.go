@@ -43,7 +43,7 @@ func (a *API) arrive(r *http.Request, p stromboli.Principal, run stromboli.Run) 
 		defer stop()
 		_, err := a.cfg.Runs.Cancel(ctx, p, run.ID, stromboli.ReasonDisconnect)
 		if err != nil && stromboli.CodeOf(err) != stromboli.Conflict {
-			a.log.ErrorContext(ctx, "cancel a run whose caller went away", "run", run.ID, "err", err)
+			a.log.ErrorContext(ctx, "cancel a run whose caller went away", "run_id", run.ID, "err", err)
 		}
 	}}
 	v.at.mu.Lock()

@@ -62,7 +62,7 @@ func (a *API) run(w http.ResponseWriter, r *http.Request, p stromboli.Principal)
 		setRetryAfter(w.Header(), 0)
 	}
 	if status == http.StatusInternalServerError || status == http.StatusServiceUnavailable {
-		a.log.WarnContext(r.Context(), "run failed", "request_id", requestID(r), "run", run.ID, "reason", string(run.Outcome.Reason))
+		a.log.WarnContext(r.Context(), "run failed", "run_id", run.ID, "reason", string(run.Outcome.Reason))
 	}
 	a.answer(w, r, status, resp)
 	return nil

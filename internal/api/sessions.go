@@ -217,7 +217,7 @@ func (a *API) getTranscript(w http.ResponseWriter, r *http.Request, p stromboli.
 		case err == io.EOF:
 			return nil
 		case err != nil:
-			a.log.ErrorContext(r.Context(), "read a transcript", "request_id", requestID(r), "session", s.ID, "err", err)
+			a.log.ErrorContext(r.Context(), "read a transcript", "session", s.ID, "err", err)
 			panic(http.ErrAbortHandler)
 		}
 	}

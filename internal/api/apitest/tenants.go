@@ -92,6 +92,7 @@ func ForeignRequests(o Objects) []Foreign {
 		{Pattern: "GET /health"},
 		{Pattern: "GET /livez"},
 		{Pattern: "GET /readyz"},
+		{Pattern: "GET /metrics"}, // of all tenants together
 		{Pattern: "GET /version"},
 		{Pattern: "GET /claude/status"},
 	}
