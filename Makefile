@@ -89,6 +89,7 @@ test-coverage: host-test build images ## run all tests and write coverage.html
 lint: ## check style and look for common mistakes
 	@"$(GOLANGCI)" run $(PKG)
 	@if command -v shellcheck > /dev/null; then shellcheck -x scripts/*.sh .ci/run; fi
+	@p=$$(scripts/promtool.sh); if [ -n "$$p" ]; then "$$p" check rules deployments/prometheus/alerts.yml && "$$p" test rules deployments/prometheus/alerts_test.yml; fi
 
 .PHONY: fmt
 fmt: ## format the code
