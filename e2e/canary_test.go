@@ -23,6 +23,14 @@ import (
 // running.
 const canary = "c4naryS3cret"
 
+// promptCanary ends every prompt that the tests make, and outputCanary may be
+// said by agents and hooks: no line of the server's log holds them, at any
+// level.
+const (
+	promptCanary = "c4naryPr0mpt"
+	outputCanary = "c4naryOutpUt"
+)
+
 // modelKey is the credential of the model that servers get.
 const modelKey = "sk-ant-" + canary + "-key"
 
@@ -98,7 +106,13 @@ func (s *server) searchForSecrets() {
 		s.t.Errorf("searching for secrets: %v", err)
 	}
 	var log canaryWriter
-	_, _ = io.WriteString(&log, s.log.tail(1<<30))
+	written := s.log.tail(1 << 30)
+	_, _ = io.WriteString(&log, written)
+	for _, said := range []string{promptCanary, outputCanary} {
+		if i := strings.Index(written, said); i >= 0 {
+			s.t.Errorf("the server's log has of a prompt or an output: %q", written[max(0, i-300):min(len(written), i+50)])
+		}
+	}
 	if log.found != "" {
 		found = append(found, fmt.Sprintf("the server's log: %q", log.found))
 	}

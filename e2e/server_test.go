@@ -65,7 +65,7 @@ func prepare(t *testing.T, env ...string) *server {
 		"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "STROMBOLI_CACHE_DIR=" + suite.cache,
 		"STROMBOLI_DATA_DIR=" + s.data, "STROMBOLI_SERVER_ADDRESS=127.0.0.1:0", "STROMBOLI_AGENT_ALLOWED_VOLUMES=" + s.volumes,
 		"CONTAINER_HOST=unix://" + suite.engine.Socket(), "ANTHROPIC_API_KEY=" + modelKey, "ANTHROPIC_BASE_URL=" + s.model.URL,
-		"STROMBOLI_LOG_LEVEL=debug", "STROMBOLI_RESOURCES_ALLOW_UNENFORCED=" + fmt.Sprint(suite.rootless),
+		"STROMBOLI_LOG_LEVEL=debug", "STROMBOLI_METRICS_ADDRESS=127.0.0.1:0", "STROMBOLI_RESOURCES_ALLOW_UNENFORCED=" + fmt.Sprint(suite.rootless),
 		"STROMBOLI_RESOURCES_MEMORY=1g",
 	}, env...)
 	t.Cleanup(s.remove)
@@ -223,7 +223,7 @@ func keyed(key string, steps ...modelstub.Step) stromboli.RunSpec {
 		panic(err) // our own types
 	}
 	return stromboli.RunSpec{
-		Prompt: "Please work.\nstub: " + string(b),
+		Prompt: "Please work.\nstub: " + string(b) + "\n" + promptCanary,
 		Claude: stromboli.ClaudeOptions{DangerouslySkipPermissions: true},
 	}
 }

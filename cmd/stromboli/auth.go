@@ -31,7 +31,7 @@ func (s *server) openAuth() error {
 	}
 	s.auth, err = auth.New(auth.Config{
 		Enabled: s.cfg.Auth.Enabled, Tokens: tokens, Secret: []byte(known.JWT),
-		Expiry: s.cfg.JWT.Expiry, RefreshExpiry: s.cfg.JWT.RefreshExpiry, Grants: s.store, Log: s.log,
+		Expiry: s.cfg.JWT.Expiry, RefreshExpiry: s.cfg.JWT.RefreshExpiry, Grants: s.store, Log: s.logs.Part("auth"),
 	})
 	if err != nil {
 		return fmt.Errorf("authentication (STROMBOLI_AUTH_ENABLED, STROMBOLI_API_TOKENS, STROMBOLI_API_TOKENS_FILE, STROMBOLI_JWT_SECRET): %w; see docs/AUTHENTICATION.md", err)

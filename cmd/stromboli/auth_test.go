@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/sha256"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"github.com/tomblancdev/stromboli/internal/api/apitest"
 	"github.com/tomblancdev/stromboli/internal/auth"
 	"github.com/tomblancdev/stromboli/internal/config"
+	"github.com/tomblancdev/stromboli/internal/telemetry"
 )
 
 // A server's settings of who may call are judged before anything is started.
@@ -87,7 +89,7 @@ func TestServerImage(t *testing.T) {
 	if cfg.Server.Address != ":8080" || !cfg.Closed() || cfg.DataDir != "/var/lib/stromboli" {
 		t.Errorf("%q: %+v", environ, cfg)
 	}
-	s := &server{cfg: cfg, environ: environ, log: slog.New(slog.DiscardHandler)}
+	s := &server{cfg: cfg, environ: environ, log: slog.New(slog.DiscardHandler), logs: telemetry.NewLog(telemetry.LogConfig{Writer: io.Discard})}
 	must(t, s.openAuth())
 	if s.access() != api.AccessClosed {
 		t.Error("it isn't closed")

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"strings"
 	"sync"
@@ -15,6 +14,7 @@ import (
 	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/client"
 	"github.com/tomblancdev/stromboli/internal/config"
+	"github.com/tomblancdev/stromboli/internal/telemetry"
 )
 
 type runCommand struct {
@@ -119,12 +119,13 @@ func (c runCommand) server(ctx context.Context, cfg *config.Config, p process) (
 		_, _ = fmt.Fprintln(p.stderr, "stromboli: DEMO: the model is a built-in script; Podman, sandbox, agent CLI and its tools are real")
 	}
 	cfg.Server.Address = "127.0.0.1:0"
+	cfg.Metrics.Enabled = false // for one run
 	started := make(chan string, 1)
 	ended := make(chan error, 1)
 	var once sync.Once
 	own := stromboli.NewToken() // whatever else it knows, the server knows us
 	s := server{
-		cfg: cfg, environ: p.environ, demo: c.Demo, log: quietLogger(cfg, p), ownToken: own,
+		cfg: cfg, environ: p.environ, demo: c.Demo, logs: quietLogs(cfg, p), ownToken: own,
 		ready: func(url string) { started <- url },
 	}
 	go func() { ended <- s.serve(ctx) }()
@@ -150,13 +151,13 @@ func (c runCommand) server(ctx context.Context, cfg *config.Config, p process) (
 	}
 }
 
-// quietLogger keeps a server's routine out of a person's way.
-func quietLogger(cfg *config.Config, p process) *slog.Logger {
+// quietLogs keeps a server's routine out of a person's way.
+func quietLogs(cfg *config.Config, p process) *telemetry.Log {
 	log := cfg.Log
 	if log.Level == "info" {
 		log.Level = "warn"
 	}
-	return newLogger(log, p)
+	return newLogs(log, p)
 }
 
 func (c runCommand) spec(prompt string) stromboli.RunSpec {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -32,6 +33,7 @@ import (
 	"github.com/tomblancdev/stromboli/internal/secret"
 	"github.com/tomblancdev/stromboli/internal/setup"
 	"github.com/tomblancdev/stromboli/internal/store"
+	"github.com/tomblancdev/stromboli/internal/telemetry"
 	"github.com/tomblancdev/stromboli/internal/webhook"
 )
 
@@ -51,20 +53,28 @@ func (c serveCommand) Run(ctx context.Context, p process) error {
 	if err != nil {
 		return err
 	}
-	s := server{cfg: cfg, environ: p.environ, demo: c.Demo, drain: c.Drain, log: newLogger(cfg.Log, p), ready: func(url string) {
+	s := server{cfg: cfg, environ: p.environ, demo: c.Demo, drain: c.Drain, logs: newLogs(cfg.Log, p), ready: func(url string) {
 		_, _ = fmt.Fprintln(p.stderr, "stromboli: serving at", url)
 	}}
 	return s.serve(ctx)
 }
 
-func newLogger(cfg config.Log, p process) *slog.Logger {
-	var level slog.Level
-	_ = level.UnmarshalText([]byte(cfg.Level)) // validated
-	opts := &slog.HandlerOptions{Level: level}
-	if cfg.Format == "json" {
-		return slog.New(slog.NewJSONHandler(p.stderr, opts))
+func newLogs(cfg config.Log, p process) *telemetry.Log {
+	parts, _ := cfg.PartLevels() // validated
+	return telemetry.NewLog(telemetry.LogConfig{
+		Writer: p.stderr, JSON: cfg.Format == "json", Journal: telemetry.ToJournal(getenv(p.environ, "JOURNAL_STREAM"), p.stderr),
+		Level: cfg.SlogLevel(), Parts: parts,
+	})
+}
+
+// getenv is the value of a variable, as the last one of its name says it.
+func getenv(environ []string, name string) string {
+	for _, kv := range slices.Backward(environ) {
+		if n, value, _ := strings.Cut(kv, "="); n == name {
+			return value
+		}
 	}
-	return slog.New(slog.NewTextHandler(p.stderr, opts))
+	return ""
 }
 
 // server is one server: its settings, and the parts once they are open.
@@ -73,11 +83,15 @@ type server struct {
 	environ []string
 	demo    bool
 	drain   bool
-	log     *slog.Logger
+	logs    *telemetry.Log
 	ready   func(url string) // called when requests are being answered
 	// ownToken, if set, is an API token of this process's own, beside the
 	// configured ones.
 	ownToken string
+
+	log     *slog.Logger // of the part "server"
+	metrics *telemetry.Metrics
+	system  *system
 
 	dir    *dataDir
 	store  *store.Store
@@ -100,6 +114,7 @@ type server struct {
 // requests until ctx ends, and closes them in the opposite order. Sandboxes
 // and egress go on for the next server.
 func (s *server) serve(ctx context.Context) (err error) {
+	s.log, s.metrics, s.system = s.logs.Part("server"), s.newMetrics(), &system{s: s}
 	if s.dir, err = openDataDir(s.cfg.DataDir); err != nil {
 		return err
 	}
@@ -107,7 +122,7 @@ func (s *server) serve(ctx context.Context) (err error) {
 	if err := s.places(); err != nil {
 		return err
 	}
-	if s.store, err = store.Open(ctx, store.Config{Path: filepath.Join(s.dir.path, "stromboli.db")}); err != nil {
+	if s.store, err = store.Open(ctx, store.Config{Path: filepath.Join(s.dir.path, "stromboli.db"), Committed: s.committed}); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.store.Close()) }() //nolint:contextcheck // closing is not cut short
@@ -160,6 +175,7 @@ func (s *server) loop(ctx context.Context, ln net.Listener, url string) error {
 	upper.Go(func() error { return s.boxes.Run(ctx) })
 	upper.Go(func() error { return s.model.watch(ctx) })
 	upper.Go(func() error { return s.boxes.Meter(ctx) })
+	upper.Go(func() error { return s.measure(ctx) })
 	upper.Go(func() error {
 		defer letGo()
 		err := s.api.Serve(ctx, ln)
@@ -237,7 +253,12 @@ func (s *server) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.hooks, err = newWebhooks(s.cfg, s.environ, s.store, s.log); err != nil {
+	hooks, err := webhookConfig(s.cfg, s.environ, s.logs.Part("webhook"))
+	if err != nil {
+		return err
+	}
+	hooks.Outbox, hooks.Attempted = s.store, s.metrics.Attempt
+	if s.hooks, err = webhook.New(hooks); err != nil {
 		return err
 	}
 	zone, zoneData, err := timezone(s.cfg.Agent.Timezone, s.environ)
@@ -248,7 +269,8 @@ func (s *server) open(ctx context.Context) error {
 		return err
 	}
 	s.engine, err = podman.Open(ctx, podman.OpenConfig{
-		Host: s.cfg.ContainerHost, Dir: filepath.Join(s.dir.path, "engine"), AllowOwnService: true, Environ: s.environ, Log: s.log,
+		Host: s.cfg.ContainerHost, Dir: filepath.Join(s.dir.path, "engine"), AllowOwnService: true, Environ: s.environ,
+		Log: s.logs.Part("engine"), Called: s.called,
 	})
 	if err != nil {
 		return err
@@ -260,7 +282,7 @@ func (s *server) open(ctx context.Context) error {
 		s.log.Warn("engine", "note", note)
 	}
 	limits.Protected = withoutLinks(append(limits.Protected, s.engine.Socket()))
-	log := eventlog.New(s.store)
+	log := eventlog.New(watched{s.store, s.metrics.Events})
 	cli := &agentCLI{cache: s.cfg.CacheDir, environ: s.environ, log: s.log}
 	confined := confinement(s.cfg, s.engine, s.info)
 	s.boxes = sandbox.New(sandbox.Config{
@@ -272,7 +294,7 @@ func (s *server) open(ctx context.Context) error {
 		UserNS: confined.UserNS, SameMounts: confined.SameMounts,
 		Off: switchedOff(s.cfg.Sandbox), Pids: noneIsNegative(s.cfg.Sandbox.PidsLimit), OpenFiles: s.cfg.Sandbox.OpenFiles,
 		OrphanTimeout: s.cfg.OrphanTimeout, AllowUnenforced: s.cfg.Resources.AllowUnenforced,
-		DiskLimit: diskLimit, DiskReserve: diskReserve, Logger: s.log,
+		DiskLimit: diskLimit, DiskReserve: diskReserve, Logger: s.logs.Part("sandbox"),
 	})
 	if err := cli.check(ctx); err != nil {
 		return err
@@ -282,15 +304,17 @@ func (s *server) open(ctx context.Context) error {
 	}
 	s.images = image.New(image.Config{
 		Engine: s.engine, Facts: s.boxes, Patterns: limits.ImagePatterns, Insecure: s.cfg.Agent.InsecureRegistries,
-		AuthFiles: config.RegistryAuthFiles(s.environ, os.Geteuid()), PullTimeout: s.cfg.Agent.PullTimeout, Room: s.boxes.Room, Log: s.log,
+		AuthFiles: config.RegistryAuthFiles(s.environ, os.Geteuid()), PullTimeout: s.cfg.Agent.PullTimeout, Room: s.boxes.Room, Log: s.logs.Part("image"),
 	})
 	s.runner = runner.New(runner.Config{
 		Store: s.store, Log: log, Sandboxes: s.boxes, Images: s.images, Blobs: s.blobs, Model: s.model, Connections: s.egress, Secrets: s.vault, Policy: limits,
 		Owner: owner(), MaxRunning: maxRunning(s.cfg, limits), MaxQueued: s.cfg.QueueMax,
-		BackgroundWait: s.cfg.Runs.BackgroundWait, Timezone: zone, RootHooks: s.cfg.Agent.RootHooks, Logger: s.log,
+		BackgroundWait: s.cfg.Runs.BackgroundWait, Timezone: zone, RootHooks: s.cfg.Agent.RootHooks, Logger: s.logs.Part("runner"),
+		Connected: s.metrics.Connected, Used: s.metrics.Used,
 	})
 	s.api, err = api.New(api.Config{
-		Runs: s.runner, Events: log, Sessions: s.runner, Secrets: s.vault, Images: s.images, Webhooks: s.hooks, System: &system{s: s}, Log: s.log, Render: claude.AssistantText, Visible: claude.Visible,
+		Runs: s.runner, Events: log, Sessions: s.runner, Secrets: s.vault, Images: s.images, Webhooks: s.hooks, System: s.system, Log: s.logs.Part("api"), Render: claude.AssistantText, Visible: claude.Visible,
+		Metrics: s.metricsHandler(), Served: s.served, NoAccessLog: !s.cfg.Log.Access,
 		Access: s.access(), Auth: s.auth, RateLimit: rate,
 		AllowedHosts: s.cfg.Server.AllowedHosts, MaxBody: s.cfg.Server.MaxBody,
 		MaxConnections: s.maxConnections(), MaxPerAddress: s.cfg.Server.MaxPerAddress,
@@ -332,9 +356,9 @@ func (s *server) openEgress() error {
 	}
 	s.egress = egress.NewSupervisor(egress.SupervisorConfig{
 		Dir: dir, Command: command, Env: egressEnv(s.environ),
-		Build: build(self), Log: s.log,
+		Build: build(self), Log: s.logs.Part("egress"),
 	})
-	s.model, err = newModel(s.cfg, s.environ, s.demo, s.egress, s.log)
+	s.model, err = newModel(s.cfg, s.environ, s.demo, s.egress, s.logs.Part("model"))
 	return err
 }
 

@@ -23,14 +23,15 @@ func webhookHosts(cfg *config.Config) (policy.Hosts, error) {
 	return hosts, nil
 }
 
-func newWebhooks(cfg *config.Config, environ []string, outbox webhook.Outbox, log *slog.Logger) (*webhook.Sender, error) {
+// webhookConfig is what configuration says of webhooks.
+func webhookConfig(cfg *config.Config, environ []string, log *slog.Logger) (webhook.Config, error) {
 	hosts, err := webhookHosts(cfg)
 	if err != nil {
-		return nil, err
+		return webhook.Config{}, err
 	}
 	configured, err := config.LoadWebhookSecrets(environ)
 	if err != nil {
-		return nil, err
+		return webhook.Config{}, err
 	}
 	var secrets []webhook.Secret
 	for i, s := range configured {
@@ -39,5 +40,5 @@ func newWebhooks(cfg *config.Config, environ []string, outbox webhook.Outbox, lo
 		}
 		secrets = append(secrets, webhook.Secret{Text: []byte(s.Text), Key: []byte(s.Key)})
 	}
-	return webhook.New(webhook.Config{Outbox: outbox, Secrets: secrets, Allow: hosts, Timeout: cfg.Webhook.Timeout, Log: log})
+	return webhook.Config{Secrets: secrets, Allow: hosts, Timeout: cfg.Webhook.Timeout, Log: log}, nil
 }

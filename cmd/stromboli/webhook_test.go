@@ -3,23 +3,16 @@ package main
 import (
 	"bytes"
 	"log/slog"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/tomblancdev/stromboli/internal/config"
-	"github.com/tomblancdev/stromboli/internal/store"
 )
 
-// TestNewWebhooks: settings that can't work stop the start, a weak secret is
+// TestWebhookConfig: settings that can't work stop the start, a weak secret is
 // told of, and no secret is told.
-func TestNewWebhooks(t *testing.T) {
+func TestWebhookConfig(t *testing.T) {
 	t.Parallel()
-	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = st.Close() })
 	for _, tt := range []struct{ setting, wrong, warns string }{
 		{"STROMBOLI_WEBHOOK_ALLOW=hooks.lan,10.0.0.0/8,[fd00::/8]:80", "", ""},
 		{"STROMBOLI_WEBHOOK_ALLOW=hooks.lan,http://x/", "STROMBOLI_WEBHOOK_ALLOW: entry 2: ", ""},
@@ -32,7 +25,7 @@ func TestNewWebhooks(t *testing.T) {
 			t.Fatal(err)
 		}
 		var log bytes.Buffer
-		_, err = newWebhooks(cfg, environ, st, slog.New(slog.NewTextHandler(&log, nil)))
+		_, err = webhookConfig(cfg, environ, slog.New(slog.NewTextHandler(&log, nil)))
 		if (err == nil) != (tt.wrong == "") || err != nil && (!strings.HasPrefix(err.Error(), tt.wrong) || strings.Contains(err.Error(), "hidden")) {
 			t.Errorf("%s: %v", tt.setting, err)
 		}

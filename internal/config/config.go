@@ -48,6 +48,7 @@ type Config struct {
 	Webhook   Webhook   `envPrefix:"STROMBOLI_WEBHOOK_"`
 	Jobs      Jobs      `envPrefix:"STROMBOLI_JOBS_"`
 	Log       Log       `envPrefix:"STROMBOLI_LOG_"`
+	Metrics   Metrics   `envPrefix:"STROMBOLI_METRICS_"`
 
 	// APITokensFile is a JSON file with named API tokens, their tenants and
 	// scopes; mode 0600. See docs/AUTHENTICATION.md.
@@ -272,6 +273,13 @@ type Log struct {
 	Format string `env:"FORMAT" envDefault:"text"`
 	// Level: debug, info, warn or error.
 	Level string `env:"LEVEL" envDefault:"info"`
+	// Levels are levels of parts that differ from Level, comma-separated:
+	// runner=debug,engine=warn. The parts are api, auth, egress, engine, image,
+	// model, runner, sandbox, server and webhook.
+	Levels []string `env:"LEVELS"`
+	// Access writes one line for each request, at the level info, for health
+	// and metrics at debug.
+	Access bool `env:"ACCESS" envDefault:"true"`
 }
 
 // Load reads the configuration from environ, "NAME=value" strings as
@@ -385,12 +393,11 @@ func (c *Config) validate() error {
 		return fmt.Errorf("STROMBOLI_SANDBOX_PIDS_LIMIT: must be at least %d, or 0 for no limit", minPids)
 	case c.Sandbox.OpenFiles != 0 && c.Sandbox.OpenFiles < minOpenFiles:
 		return fmt.Errorf("STROMBOLI_SANDBOX_OPEN_FILES: must be at least %d, or 0 for as many as the engine gives", minOpenFiles)
-	case !slices.Contains([]string{"text", "json"}, c.Log.Format):
-		return fmt.Errorf("STROMBOLI_LOG_FORMAT: %q is neither text nor json", c.Log.Format)
-	case !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level):
-		return fmt.Errorf("STROMBOLI_LOG_LEVEL: %q is not debug, info, warn or error", c.Log.Level)
 	}
-	return nil
+	if err := c.Metrics.validate(); err != nil {
+		return err
+	}
+	return c.Log.validate()
 }
 
 // What the sandbox's own init and the agent's CLI need at least.

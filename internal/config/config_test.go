@@ -38,7 +38,8 @@ func TestDefaults(t *testing.T) {
 		Jobs:     got.Jobs,
 		Webhook:  Webhook{Timeout: 15 * time.Second, CleanupTTL: 72 * time.Hour},
 		Egress:   Egress{Mode: "open"},
-		Log:      Log{Format: "text", Level: "info"},
+		Log:      Log{Format: "text", Level: "info", Access: true},
+		Metrics:  Metrics{Enabled: true, Address: "127.0.0.1:9090"},
 		QueueMax: 1000, OrphanTimeout: 10 * time.Minute,
 	}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Config{})); diff != "" {
@@ -73,6 +74,7 @@ func TestEveryVariable(t *testing.T) {
 		"STROMBOLI_RESOURCES_MAX_CPU_SHARES": "512", "STROMBOLI_RESOURCES_MAX_TIMEOUT": "2h",
 		"STROMBOLI_AGENT_ALLOWED_IMAGE_PATTERNS": "a", "STROMBOLI_AGENT_INSECURE_REGISTRIES": "r:1", "STROMBOLI_AGENT_PULL_TIMEOUT": "3m",
 		"STROMBOLI_RESOURCES_DISK": "1g", "STROMBOLI_DISK_RESERVE": "2g",
+		"STROMBOLI_LOG_LEVELS": "runner=debug", "STROMBOLI_LOG_ACCESS": "false", "STROMBOLI_METRICS_ENABLED": "false", "STROMBOLI_METRICS_ADDRESS": "127.0.0.1:0",
 		"STROMBOLI_SERVER_MAX_CONNECTIONS": "9", "STROMBOLI_SERVER_MAX_CONNECTIONS_PER_ADDRESS": "8",
 	}
 	var environ []string

@@ -37,7 +37,7 @@ func (m *Metrics) registerSampled() {
 		}
 		return max(time.Since(at).Seconds(), 0), true
 	}
-	m.expiry.desc = prometheus.NewDesc("stromboli_model_credential_expiry_timestamp_seconds", "When the credential for the model ends; missing where that isn't known.", nil, nil)
+	m.expiry.desc = prometheus.NewDesc("stromboli_model_credential_expiry_timestamp_seconds", "When the credential for the model ends, of several the first; missing where that isn't known.", nil, nil)
 	m.expiry.value = func(at time.Time) (float64, bool) { return float64(at.Unix()), !at.IsZero() }
 	m.register(m.diskFree, m.diskKept, &m.oldest, &m.expiry)
 }
