@@ -10,16 +10,15 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/tomblancdev/stromboli"
@@ -34,8 +33,11 @@ const (
 
 // Config makes a Client.
 type Config struct {
-	// BaseURL is the server's, such as "http://127.0.0.1:8080".
+	// BaseURL is the server's, such as "http://127.0.0.1:8080",
+	// "https://agents.example" or "unix:///run/stromboli.sock".
 	BaseURL string
+	// TLS is how https servers are verified; nil: by the system's certificates.
+	TLS *tls.Config
 	// Token is sent as Authorization: Bearer, if set.
 	Token string
 	// Patience is how long a server may be away before a call that repeats
@@ -55,22 +57,15 @@ type Client struct {
 
 // New makes a client and connects to nothing.
 func New(cfg Config) (*Client, error) {
-	u, err := url.Parse(cfg.BaseURL)
-	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return nil, fmt.Errorf("client: %q is not an http(s) address", cfg.BaseURL)
+	u, socket, err := parseAddress(cfg.BaseURL)
+	if err != nil {
+		return nil, err
 	}
-	u.Path = strings.TrimRight(u.Path, "/")
 	if cfg.Patience == 0 {
 		cfg.Patience = 2 * time.Minute
 	}
 	if cfg.Transport == nil {
-		cfg.Transport = &http.Transport{
-			Proxy:               http.ProxyFromEnvironment,
-			DialContext:         (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
-			TLSHandshakeTimeout: 10 * time.Second,
-			IdleConnTimeout:     time.Minute,
-			MaxIdleConnsPerHost: 16,
-		}
+		cfg.Transport = transport(socket, cfg.TLS)
 	}
 	return &Client{base: u, token: cfg.Token, patience: cfg.Patience, hc: &http.Client{Transport: cfg.Transport}}, nil
 }
@@ -283,10 +278,13 @@ func (b *backoff) wait(ctx context.Context, cause error, atLeast time.Duration) 
 func (b *backoff) reset() { b.since = time.Time{} }
 
 // passing reports whether an error may go away by itself: everything that is
-// not an answer, and the answers of a server that is stopping or is asked too
-// often.
+// not an answer, save for a certificate that isn't trusted, and the answers of a
+// server that is stopping or is asked too often.
 func passing(err error) bool {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return false
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return false
 	}
 	if e, ok := errors.AsType[*stromboli.Error](err); ok {
