@@ -11,12 +11,14 @@ package api
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"iter"
 	"log/slog"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tomblancdev/stromboli"
@@ -170,6 +172,10 @@ type Config struct {
 	// address that the connection came in on.
 	AllowedHosts []string
 
+	// TLS is what connections are served with; it needs no NextProtos. Nil: plain
+	// HTTP/1.1.
+	TLS *tls.Config
+
 	// MaxConnections caps open connections, MaxPerAddress those from one IPv4
 	// address or IPv6 /64; 4,096 and 1,024. Above a cap only /health, /livez and
 	// /readyz are answered as always.
@@ -191,7 +197,7 @@ type API struct {
 	cfg      Config
 	log      *slog.Logger
 	hosts    hostList
-	limits   *limits
+	limits   atomic.Pointer[limits]
 	mux      *http.ServeMux
 	presence presence
 
@@ -234,11 +240,10 @@ func New(cfg Config) (*API, error) {
 	if err != nil {
 		return nil, err
 	}
-	limits, err := newLimits(cfg.RateLimit)
-	if err != nil {
+	a := &API{cfg: cfg, log: cfg.Log, hosts: hosts, mux: http.NewServeMux(), stopping: make(chan struct{})}
+	if err := a.SetRateLimit(cfg.RateLimit); err != nil {
 		return nil, err
 	}
-	a := &API{cfg: cfg, log: cfg.Log, hosts: hosts, limits: limits, mux: http.NewServeMux(), stopping: make(chan struct{})}
 	a.presence.runs = make(map[string]*watch)
 	for _, rt := range a.routes() {
 		a.mux.Handle(rt.pattern, a.wrap(rt))

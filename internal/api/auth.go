@@ -70,7 +70,7 @@ func (a *API) identify(rt route, w http.ResponseWriter, r *http.Request) (auth.I
 	if err != nil {
 		return id, err
 	}
-	if err := a.limits.account(w, id.Account); err != nil {
+	if err := a.limits.Load().account(w, id.Account); err != nil {
 		return id, err
 	}
 	need := rt.scope
@@ -93,12 +93,12 @@ func orNone(s string) string {
 // guarded looks at a credential, unless too many wrong ones have come from the
 // same address: then none is looked at, or guessing would go on.
 func (a *API) guarded(r *http.Request, look func() error) error {
-	if err := a.limits.mayGuess(r); err != nil {
+	if err := a.limits.Load().mayGuess(r); err != nil {
 		return err
 	}
 	err := look()
 	if errors.Is(err, auth.ErrWrong) {
-		a.limits.guessed(r)
+		a.limits.Load().guessed(r)
 	}
 	return err
 }

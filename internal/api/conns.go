@@ -25,9 +25,10 @@ type gate struct {
 	max, perAddress int
 
 	mu       sync.Mutex
-	conns    map[*conn]struct{} // within the caps
-	of       map[netip.Prefix]int
-	overflow []*conn // oldest first
+	conns    map[*conn]struct{}   // within the caps
+	of       map[netip.Prefix]int // places taken
+	shared   int                  // places of requests beside the first on their connection
+	overflow []*conn              // oldest first
 }
 
 func newGate(most, perAddress int) *gate {
@@ -42,7 +43,9 @@ type conn struct {
 	idle    time.Time // since when it waits for a request; zero: it doesn't
 	tooMuch bool
 	until   time.Time // of one too many
-	once    sync.Once
+	// requests is how many of its requests are being answered, for HTTP/2.
+	requests int
+	once     sync.Once
 }
 
 // listener accepts through a gate.
@@ -66,13 +69,13 @@ func (g *gate) admit(raw net.Conn) *conn {
 	var evicted *conn
 	if g.of[c.from] >= g.perAddress {
 		evicted = g.idlest(func(o *conn) bool { return o.from == c.from })
-	} else if len(g.conns) >= g.max {
+	} else if len(g.conns)+g.shared >= g.max {
 		evicted = g.idlest(func(*conn) bool { return true })
 	}
 	if evicted != nil {
 		g.forget(evicted)
 	}
-	if g.of[c.from] < g.perAddress && len(g.conns) < g.max {
+	if g.of[c.from] < g.perAddress && len(g.conns)+g.shared < g.max {
 		g.conns[c] = struct{}{}
 		g.of[c.from]++
 	} else {
@@ -108,9 +111,7 @@ func (g *gate) idlest(of func(*conn) bool) *conn {
 func (g *gate) forget(c *conn) {
 	if _, counted := g.conns[c]; counted {
 		delete(g.conns, c)
-		if g.of[c.from]--; g.of[c.from] == 0 {
-			delete(g.of, c.from)
-		}
+		g.release(c.from)
 		return
 	}
 	for i, o := range g.overflow {
@@ -121,9 +122,16 @@ func (g *gate) forget(c *conn) {
 	}
 }
 
+// release gives an address's place back; g.mu is held.
+func (g *gate) release(from netip.Prefix) {
+	if g.of[from]--; g.of[from] == 0 {
+		delete(g.of, from)
+	}
+}
+
 // watch is the HTTP server's ConnState hook.
 func (g *gate) watch(nc net.Conn, state http.ConnState) {
-	c, ok := nc.(*conn)
+	c, ok := gated(nc)
 	if !ok {
 		return
 	}
@@ -189,7 +197,10 @@ type connKey struct{}
 
 // known is the HTTP server's ConnContext hook.
 func known(ctx context.Context, c net.Conn) context.Context {
-	return context.WithValue(ctx, connKey{}, c)
+	if g, ok := gated(c); ok {
+		return context.WithValue(ctx, connKey{}, g)
+	}
+	return ctx
 }
 
 // tooMany reports whether a request came in on a connection above a cap, and

@@ -54,6 +54,16 @@ func newLimits(c RateLimit) (*limits, error) {
 	}, nil
 }
 
+// SetRateLimit puts another limit in place of the one that holds; counting
+// begins anew. After an error nothing has changed.
+func (a *API) SetRateLimit(c RateLimit) error {
+	l, err := newLimits(c)
+	if err == nil {
+		a.limits.Store(l)
+	}
+	return err
+}
+
 // address counts a request for the address that it comes from.
 func (l *limits) address(w http.ResponseWriter, r *http.Request) error {
 	if l == nil {

@@ -60,7 +60,7 @@ func secure(h http.Header) {
 
 func (a *API) serve(w *recorder, r *http.Request) {
 	if !isProbe(r.URL.Path) {
-		if err := a.limits.address(w, r); err != nil {
+		if err := a.limits.Load().address(w, r); err != nil {
 			a.fail(w, r, err)
 			return
 		}
@@ -68,12 +68,15 @@ func (a *API) serve(w *recorder, r *http.Request) {
 	if tooMany(r) {
 		w.Header().Set("Connection", "close")
 		if !isProbe(r.URL.Path) {
-			a.fail(w, r, &stromboli.Error{
-				Code: codeTooManyConnections, RetryAfter: overflowLife,
-				Message: "too many connections are open, from this address or in all; close some, or try again later",
-			})
+			a.fail(w, r, errTooMany())
 			return
 		}
+	}
+	leave, room := share(r)
+	defer leave()
+	if !room && !isProbe(r.URL.Path) {
+		a.fail(w, r, errTooMany())
+		return
 	}
 	if err := a.checkHeaders(r); err != nil {
 		a.fail(w, r, err)
@@ -94,6 +97,13 @@ func (a *API) serve(w *recorder, r *http.Request) {
 		return
 	}
 	a.fail(w, r, stromboli.Errorf(stromboli.NotFound, "there is nothing at %s", clip(r.URL.Path)))
+}
+
+func errTooMany() error {
+	return &stromboli.Error{
+		Code: codeTooManyConnections, RetryAfter: overflowLife,
+		Message: "too many connections are open, from this address or in all; close some, or try again later",
+	}
 }
 
 // checkHeaders refuses requests to a closed server, whatever they are addressed

@@ -24,14 +24,15 @@ const (
 func (a *API) Serve(ctx context.Context, ln net.Listener) error {
 	hard, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	// HTTP/1.1 alone: without TLS there is no HTTP/2 but for those who know, and
-	// its streams would pass by the caps.
-	var http1 http.Protocols
-	http1.SetHTTP1(true)
+	// Without TLS there is no HTTP/2 but for those who know.
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(a.cfg.TLS != nil)
 	gate := newGate(a.cfg.MaxConnections, a.cfg.MaxPerAddress)
 	srv := &http.Server{
 		Handler:                      a.Handler(),
-		Protocols:                    &http1,
+		Protocols:                    &protocols,
+		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		ConnState:                    gate.watch,
 		ConnContext:                  known,
 		ReadHeaderTimeout:            a.cfg.HeaderTimeout,
@@ -42,8 +43,12 @@ func (a *API) Serve(ctx context.Context, ln net.Listener) error {
 		BaseContext:                  func(net.Listener) context.Context { return hard },
 	}
 	defer a.presence.close()
+	var in net.Listener = listener{ln, gate}
+	if a.cfg.TLS != nil {
+		in = newTLSListener(hard, in, a.cfg.TLS, a.cfg.HeaderTimeout)
+	}
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(listener{ln, gate}) }()
+	go func() { served <- srv.Serve(in) }()
 	select {
 	case err := <-served:
 		a.Drain()

@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
@@ -84,7 +85,7 @@ type Config struct {
 // Auth is safe for concurrent use.
 type Auth struct {
 	cfg    Config
-	tokens []apiToken
+	known  atomic.Pointer[[]apiToken]
 	parser *jwt.Parser
 }
 
@@ -109,8 +110,21 @@ type Identity struct {
 	grant  string // of a JWT: what logging out makes void
 }
 
+// Check judges tokens and secret as New does, before there is a store.
+func Check(cfg Config) error {
+	_, err := newAuth(cfg)
+	return err
+}
+
 // New checks the configuration and makes an Auth.
 func New(cfg Config) (*Auth, error) {
+	if len(cfg.Secret) > 0 && (cfg.Grants == nil || cfg.Expiry <= 0 || cfg.RefreshExpiry <= 0) {
+		return nil, errors.New("auth: JWTs need a store and lifetimes")
+	}
+	return newAuth(cfg)
+}
+
+func newAuth(cfg Config) (*Auth, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -120,52 +134,60 @@ func New(cfg Config) (*Auth, error) {
 	if len(cfg.Secret) > 0 && len(cfg.Secret) < MinSecret {
 		return nil, fmt.Errorf("the JWT secret has %d bytes and needs %d: make one with `openssl rand -base64 32`", len(cfg.Secret), MinSecret)
 	}
-	if len(cfg.Secret) > 0 && (cfg.Grants == nil || cfg.Expiry <= 0 || cfg.RefreshExpiry <= 0) {
-		return nil, errors.New("auth: JWTs need a store and lifetimes")
-	}
-	if cfg.Enabled && len(cfg.Secret) == 0 && len(cfg.Tokens) == 0 {
-		return nil, errors.New("authentication is on and nobody could log in: there is neither an API token nor a JWT secret")
-	}
 	a := &Auth{cfg: cfg, parser: newParser(cfg.Now)}
-	for _, t := range cfg.Tokens {
-		if err := a.add(t); err != nil {
-			return nil, fmt.Errorf("API token %q: %w", t.Name, err)
-		}
-	}
-	return a, nil
+	return a, a.SetTokens(cfg.Tokens)
 }
 
-func (a *Auth) add(t Token) error {
+// SetTokens puts other API tokens in the place of those that are known. What was
+// made with one that is gone is void from then on. After an error nothing has
+// changed.
+func (a *Auth) SetTokens(tokens []Token) error {
+	if a.cfg.Enabled && len(a.cfg.Secret) == 0 && len(tokens) == 0 {
+		return errors.New("authentication is on and nobody could log in: there is neither an API token nor a JWT secret")
+	}
+	known := make([]apiToken, 0, len(tokens))
+	for _, t := range tokens {
+		k, err := a.judge(t, known)
+		if err != nil {
+			return fmt.Errorf("API token %q: %w", t.Name, err)
+		}
+		known = append(known, k)
+	}
+	a.known.Store(&known)
+	return nil
+}
+
+// judge makes a token known beside others.
+func (a *Auth) judge(t Token, others []apiToken) (apiToken, error) {
 	known := apiToken{name: t.Name, tenant: t.Tenant, hash: t.Hash, minter: a.minter(t.Hash)}
 	if known.tenant == "" {
 		known.tenant = stromboli.DefaultTenant
 	}
 	switch {
 	case !validName(known.name):
-		return errors.New("a name has 1 to 64 letters, digits, '.', '_' and '-'")
+		return known, errors.New("a name has 1 to 64 letters, digits, '.', '_' and '-'")
 	case !validName(known.tenant):
-		return errors.New("a tenant's name has 1 to 64 letters, digits, '.', '_' and '-'")
+		return known, errors.New("a tenant's name has 1 to 64 letters, digits, '.', '_' and '-'")
 	}
 	for _, name := range t.Scopes {
 		s, err := stromboli.ParseScope(name)
 		if err != nil {
-			return err
+			return known, err
 		}
 		known.scopes |= s
 	}
 	if len(t.Scopes) == 0 {
 		known.scopes = stromboli.AllScopes
 	}
-	for _, other := range a.tokens {
+	for _, other := range others {
 		if other.name == known.name {
-			return errors.New("another one has this name")
+			return known, errors.New("another one has this name")
 		}
 		if other.hash == known.hash {
-			return fmt.Errorf("it is the same token as %q", other.name)
+			return known, fmt.Errorf("it is the same token as %q", other.name)
 		}
 	}
-	a.tokens = append(a.tokens, known)
-	return nil
+	return known, nil
 }
 
 func validName(s string) bool {
@@ -221,14 +243,14 @@ func (a *Auth) Identify(ctx context.Context, credential string) (Identity, error
 // static looks a token up, in the same time for every credential.
 func (a *Auth) static(credential string) (apiToken, bool) {
 	hash := sha256.Sum256([]byte(credential))
-	found := -1
-	for i := range a.tokens {
-		found = subtle.ConstantTimeSelect(subtle.ConstantTimeCompare(hash[:], a.tokens[i].hash[:]), i, found)
+	found, tokens := -1, *a.known.Load()
+	for i := range tokens {
+		found = subtle.ConstantTimeSelect(subtle.ConstantTimeCompare(hash[:], tokens[i].hash[:]), i, found)
 	}
 	if found < 0 {
 		return apiToken{}, false
 	}
-	return a.tokens[found], true
+	return tokens[found], true
 }
 
 // wrong is the answer to what may be a guess: it doesn't tell how near it was.

@@ -105,12 +105,13 @@ func (a *Auth) identity(ctx context.Context, c *claims) (Identity, error) {
 		return id, nil
 	}
 	// Its rights end with those of the API token that made it.
-	at := slices.IndexFunc(a.tokens, func(t apiToken) bool { return t.minter == g.MintedBy })
-	if at < 0 || a.tokens[at].tenant != id.Tenant {
+	tokens := *a.known.Load()
+	at := slices.IndexFunc(tokens, func(t apiToken) bool { return t.minter == g.MintedBy })
+	if at < 0 || tokens[at].tenant != id.Tenant {
 		return Identity{}, void()
 	}
-	id.Scopes &= a.tokens[at].scopes
-	id.Account = a.tokens[at].name
+	id.Scopes &= tokens[at].scopes
+	id.Account = tokens[at].name
 	return id, nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tomblancdev/stromboli"
@@ -64,7 +65,8 @@ type Config struct {
 // Library is the images. Close ends its pulls.
 type Library struct {
 	cfg   Config
-	slots chan struct{} // pulls at the same time
+	rules atomic.Pointer[policy.ImagePatterns] // what may be pulled
+	slots chan struct{}                        // pulls at the same time
 
 	base context.Context // of the pulls
 	end  context.CancelFunc
@@ -85,8 +87,13 @@ func New(cfg Config) *Library {
 		cfg.LookTime = 3 * time.Second
 	}
 	base, end := context.WithCancel(context.Background())
-	return &Library{cfg: cfg, slots: make(chan struct{}, maxPulls), base: base, end: end, flights: make(map[string]*flight)}
+	l := &Library{cfg: cfg, slots: make(chan struct{}, maxPulls), base: base, end: end, flights: make(map[string]*flight)}
+	l.SetPatterns(cfg.Patterns)
+	return l
 }
+
+// SetPatterns says what may be pulled from now on; pulls that go on aren't ended.
+func (l *Library) SetPatterns(p policy.ImagePatterns) { l.rules.Store(&p) }
 
 // Close ends all pulls and waits for them.
 func (l *Library) Close() {
@@ -227,7 +234,7 @@ func (l *Library) searchTerm(term string) (full, registry string, err error) {
 	if !deep || first != "localhost" && !strings.ContainsAny(first, ".:") {
 		return dockerHub + "/" + term, dockerHub, nil
 	}
-	if !l.cfg.Patterns.Registry(first) {
+	if !l.rules.Load().Registry(first) {
 		e := stromboli.FieldError("q", "the registry %s is named by no pattern of %s", first, policy.ImagePatternsSetting)
 		e.Code = stromboli.ImageForbidden
 		return "", "", e

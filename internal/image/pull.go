@@ -85,7 +85,7 @@ func (l *Library) wanted(w stromboli.ImageWish) (policy.ImageName, engine.Pull, 
 	if err != nil {
 		return name, engine.Pull{}, stromboli.FieldError("image", "%v", err)
 	}
-	if err := l.cfg.Patterns.MayPull("image", name); err != nil {
+	if err := l.rules.Load().MayPull("image", name); err != nil {
 		return name, engine.Pull{}, err
 	}
 	if l.cfg.Room != nil {

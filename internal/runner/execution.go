@@ -199,7 +199,7 @@ func (e *execution) renew(ctx context.Context, delay time.Duration) bool {
 // execute returns how the run ended, or an error when this server can't go on
 // with it; nothing has been decided then.
 func (e *execution) execute(ctx context.Context) (stromboli.Outcome, error) {
-	plan, err := policy.Check(e.row.Spec, e.r.cfg.Policy)
+	plan, err := policy.Check(e.row.Spec, e.r.policy())
 	if err != nil { // the configuration changed while the run was queued
 		return e.failed(stromboli.ReasonNotEnforced, err), nil
 	}

@@ -23,14 +23,15 @@ type Images interface {
 // that is absent and may be pulled stays an ErrImageAbsent.
 func (r *Runner) judgeImage(image string, checked sandbox.Plan, err error) error {
 	if err == nil {
-		return r.cfg.Policy.MayUseImage(image, checked.ImageNames)
+		return r.policy().MayUseImage(image, checked.ImageNames)
 	}
 	if !errors.Is(err, sandbox.ErrImageAbsent) {
 		return err
 	}
 	name, perr := policy.ParseImageName(image)
-	allowed := r.cfg.Policy.ImagePatterns
-	if perr != nil || len(allowed) == 0 || image == r.cfg.Policy.Image && !allowed.Allow(name) {
+	rules := r.policy()
+	allowed := rules.ImagePatterns
+	if perr != nil || len(allowed) == 0 || image == rules.Image && !allowed.Allow(name) {
 		return stromboli.Errorf(stromboli.ImageMissing, "image %q is not on this machine: pull or build it first (`stromboli setup --image` makes the agent image), "+
 			"or let the server pull it (%s)", image, policy.ImagePatternsSetting)
 	}

@@ -34,7 +34,7 @@ func (e *execution) reach() sandbox.Reach {
 func (e *execution) allowed() error {
 	e.networks.Lock()
 	defer e.networks.Unlock()
-	n, err := e.r.cfg.Policy.Network.Network(e.network)
+	n, err := e.r.policy().Network.Network(e.network)
 	if err == nil {
 		e.network = n
 	}
@@ -56,7 +56,7 @@ func (e *execution) keepReach(ctx context.Context, made sandbox.Reach) error {
 // and returns what that is. It is durable on return, and in force: new
 // connections are judged by it, and open ones that it doesn't permit are cut.
 func (r *Runner) SetNetwork(ctx context.Context, p stromboli.Principal, id string, wish stromboli.Network) (stromboli.Network, error) {
-	n, err := r.cfg.Policy.Network.Network(wish)
+	n, err := r.policy().Network.Network(wish)
 	if err != nil {
 		return n, err
 	}

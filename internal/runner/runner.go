@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/singleflight"
@@ -60,8 +61,9 @@ type Config struct {
 
 // Runner executes runs.
 type Runner struct {
-	cfg Config
-	log *slog.Logger
+	cfg   Config
+	log   *slog.Logger
+	rules atomic.Pointer[policy.Config] // what runs are judged by
 
 	wake chan struct{} // one slot: a run became pending or a slot became free
 
@@ -90,13 +92,15 @@ func New(cfg Config) *Runner {
 		cfg.Now = time.Now
 	}
 	base, end := context.WithCancel(context.Background())
-	return &Runner{
+	r := &Runner{
 		base: base, endBase: end,
 		cfg:    cfg,
 		log:    cfg.Logger,
 		wake:   make(chan struct{}, 1),
 		active: make(map[string]*execution),
 	}
+	r.rules.Store(&cfg.Policy)
+	return r
 }
 
 func (r *Runner) now() time.Time { return r.cfg.Now() }

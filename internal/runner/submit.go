@@ -23,7 +23,7 @@ func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.
 	if err := r.checkWebhook(s); err != nil {
 		return stromboli.Run{}, false, err
 	}
-	plan, err := policy.Check(s.Spec, r.cfg.Policy)
+	plan, err := policy.Check(s.Spec, r.policy())
 	if err != nil {
 		return stromboli.Run{}, false, err
 	}
@@ -76,7 +76,7 @@ func (r *Runner) checkWebhook(s stromboli.Submission) error {
 	case s.Kind != stromboli.KindAsync:
 		return stromboli.FieldError("webhook_url", "is for POST /run/async only: whoever waits for the answer has it")
 	}
-	return policy.CheckWebhook(s.Spec.WebhookURL, r.cfg.Policy.Webhooks)
+	return policy.CheckWebhook(s.Spec.WebhookURL, r.policy().Webhooks)
 }
 
 // checkMessage refuses a message that the agent couldn't be given. What counts

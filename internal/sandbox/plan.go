@@ -178,12 +178,13 @@ func (m *Manager) resolve(v policy.Mount) (mount, error) {
 // allowed reports whether a resolved path lies below an allowed directory. The
 // server's own files are never given to a sandbox, whatever is allowed.
 func (m *Manager) allowed(source string) bool {
-	for _, own := range append([]string{m.cfg.DataDir, m.cfg.Sessions, m.cfg.Shared}, m.cfg.Protected...) {
+	rules := m.volumes.Load()
+	for _, own := range append([]string{m.cfg.DataDir, m.cfg.Sessions, m.cfg.Shared}, rules.protected...) {
 		if below(source, own) || below(own, source) {
 			return false
 		}
 	}
-	for _, root := range m.cfg.Volumes {
+	for _, root := range rules.allowed {
 		resolved, err := filepath.EvalSymlinks(root)
 		if err == nil && below(source, resolved) {
 			return true

@@ -61,6 +61,7 @@ const (
 type Manager struct {
 	cfg      Config
 	log      *slog.Logger
+	volumes  atomic.Pointer[volumeRules]
 	creating slots // at most two containers are being created at a time
 	starting slots // and as many agents start as there are CPUs
 	facts    *factCache
@@ -95,7 +96,7 @@ func New(cfg Config) *Manager {
 	if cfg.StageDir == "" {
 		cfg.StageDir = "/run/stromboli-mounts"
 	}
-	return &Manager{
+	m := &Manager{
 		cfg: cfg, log: cfg.Logger,
 		creating: make(slots, 2),
 		starting: make(slots, max(2, runtime.NumCPU())),
@@ -109,6 +110,8 @@ func New(cfg Config) *Manager {
 
 		copyLimits: defaultCopyLimits(),
 	}
+	m.SetVolumes(cfg.Volumes, cfg.Protected)
+	return m
 }
 
 // Sandbox is a running sandbox and the way to its shim.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -18,13 +19,15 @@ var errRefused = errors.New("the target is not public, and STROMBOLI_WEBHOOK_ALL
 // dialer connects to public addresses, and to what is allowed by name or
 // address.
 type dialer struct {
-	allow    policy.Hosts
+	allow    atomic.Pointer[policy.Hosts]
 	public   *policy.AddressPolicy
 	ownAddrs func() ([]net.Addr, error)
 }
 
 func newDialer(allow policy.Hosts) *dialer {
-	return &dialer{allow: allow, public: policy.NewAddressPolicy(), ownAddrs: net.InterfaceAddrs}
+	d := &dialer{public: policy.NewAddressPolicy(), ownAddrs: net.InterfaceAddrs}
+	d.allow.Store(&allow)
+	return d
 }
 
 // dial judges each address at the last moment before it is connected to,
@@ -45,7 +48,7 @@ func (d *dialer) dial(ctx context.Context, network, hostPort string) (net.Conn, 
 			if err != nil {
 				return fmt.Errorf("%w: %w", errRefused, err)
 			}
-			if d.allow.Permits(policy.WebhookTarget{Name: name, Port: to.Port()}, to.Addr()) {
+			if d.allow.Load().Permits(policy.WebhookTarget{Name: name, Port: to.Port()}, to.Addr()) {
 				return nil
 			}
 			return d.judge(to.Addr())

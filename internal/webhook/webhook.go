@@ -97,6 +97,7 @@ func DefaultSchedule() []time.Duration {
 // Sender sends what is in the outbox.
 type Sender struct {
 	cfg      Config
+	dialer   *dialer
 	client   *http.Client
 	attempts sync.WaitGroup
 	slots    chan struct{} // one value per attempt that is being made
@@ -117,11 +118,16 @@ func New(cfg Config) (*Sender, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	d := newDialer(cfg.Allow)
 	return &Sender{
-		cfg: cfg, client: newClient(newDialer(cfg.Allow)),
+		cfg: cfg, dialer: d, client: newClient(d),
 		slots: make(chan struct{}, inFlight), freed: make(chan struct{}, 1),
 	}, nil
 }
+
+// SetAllow says which hosts may be connected to from now on though they aren't
+// public.
+func (s *Sender) SetAllow(allow policy.Hosts) { s.dialer.allow.Store(&allow) }
 
 // Run sends until ctx ends; attempts then have a few seconds to end. What is
 // left is sent by the next Run. It returns when no attempt is being made any
