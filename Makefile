@@ -103,6 +103,10 @@ api-check: ## check that the API's documents are taken by generators and break n
 docs-swagger: ## write the API's documents anew, from its routes and types
 	@go test ./internal/api -run '^TestDocuments$$' -update
 
+.PHONY: docs-config
+docs-config: ## write the tables of docs/CONFIGURATION.md anew, from the comments of internal/config
+	@go test ./internal/config -run '^TestManual$$' -update
+
 .PHONY: fuzz
 fuzz: build ## run each fuzz target for FUZZTIME (10s), as many at a time as there are CPUs
 	@scripts/fuzz.sh $(FUZZTIME) $(PKG)

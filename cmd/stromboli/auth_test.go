@@ -58,9 +58,15 @@ func TestURLOf(t *testing.T) {
 	} {
 		tcp, err := net.ResolveTCPAddr("tcp", addr)
 		must(t, err)
-		if got := urlOf(tcp); got != want {
+		if got := (&server{}).urlOf(tcp); got != want {
 			t.Errorf("%s: %s", addr, got)
 		}
+		if got := (&server{certificate: &certificate{}}).urlOf(tcp); got != strings.Replace(want, "http", "https", 1) {
+			t.Errorf("%s: %s", addr, got)
+		}
+	}
+	if got := (&server{}).urlOf(&net.UnixAddr{Name: "/s", Net: "unix"}); got != "unix:///s" {
+		t.Error(got)
 	}
 }
 
@@ -90,6 +96,8 @@ func TestServerImage(t *testing.T) {
 		t.Errorf("%q: %+v", environ, cfg)
 	}
 	s := &server{cfg: cfg, environ: environ, log: slog.New(slog.DiscardHandler), logs: telemetry.NewLog(telemetry.LogConfig{Writer: io.Discard})}
+	s.policies, err = newPolicies(cfg, environ, s.log)
+	must(t, err)
 	must(t, s.openAuth())
 	if s.access() != api.AccessClosed {
 		t.Error("it isn't closed")

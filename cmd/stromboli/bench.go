@@ -62,7 +62,7 @@ const benchPrompt = `Say pong. stub: {"steps":[{"text":"pong"}]}`
 
 // Run measures and writes the figures.
 func (c benchCommand) Run(ctx context.Context, p process) (err error) {
-	cfg, err := config.Load(p.environ)
+	cfg, err := p.config()
 	if err != nil {
 		return err
 	}

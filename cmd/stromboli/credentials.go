@@ -139,7 +139,8 @@ func (c credentials) fault() error {
 
 // basis is what egress is told whatever the credentials are.
 func (m *model) basis() egress.Config {
-	return egress.Config{Allow: m.cfg.Egress.Allow, Proxy: upstream(m.environ), ProxyHosts: m.cfg.Egress.ProxyHosts}
+	network := m.network.Load()
+	return egress.Config{Allow: network.Allow, Proxy: upstream(m.environ), ProxyHosts: network.ProxyHosts}
 }
 
 func (m *model) configOf(c credentials) egress.Config {

@@ -30,7 +30,7 @@ func unit(t *testing.T) (text string, settings map[string][]string) {
 func TestUnit(t *testing.T) {
 	text, settings := unit(t)
 	for name, want := range map[string]string{
-		"KillMode": "process", "OOMPolicy": "continue", "ExecStart": "/usr/local/bin/stromboli serve", "Restart": "on-failure", "StateDirectoryMode": "0700",
+		"KillMode": "process", "OOMPolicy": "continue", "ExecStart": "/usr/local/bin/stromboli serve", "Restart": "on-failure", "ExecReload": "kill -HUP $MAINPID", "StateDirectoryMode": "0700",
 	} {
 		if got := settings[name]; !slices.Equal(got, []string{want}) {
 			t.Errorf("%s=%q, want %q", name, got, want)
@@ -43,6 +43,11 @@ func TestUnit(t *testing.T) {
 		if settings[name] != nil {
 			t.Errorf("%s would take agents or directories away", name)
 		}
+	}
+	socket, err := os.ReadFile("../../deployments/systemd/stromboli.socket")
+	must(t, err)
+	if n := strings.Count(string(socket), "\nListenStream="); n != 1 || !strings.Contains(string(socket), "\nAccept=no\n") {
+		t.Errorf("the server takes one listening socket, the unit makes %d", n)
 	}
 	environ := []string{"HOME=/root"}
 	for _, line := range settings["Environment"] {
@@ -59,11 +64,14 @@ func TestUnit(t *testing.T) {
 	}
 	self, err := os.Executable()
 	must(t, err)
-	file := filepath.Join(t.TempDir(), "stromboli.service")
-	must(t, os.WriteFile(file, []byte(strings.ReplaceAll(text, "/usr/local/bin/stromboli", self)), 0o600))
-	out, err := exec.CommandContext(t.Context(), verify, "verify", "--man=no", "--recursive-errors=no", file).CombinedOutput()
-	if err != nil || strings.Contains(string(out), "stromboli.service") {
-		t.Errorf("systemd-analyze verify: %v: %s", err, out)
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "stromboli.service"), []byte(strings.ReplaceAll(text, "/usr/local/bin/stromboli", self)), 0o600))
+	must(t, os.WriteFile(filepath.Join(dir, "stromboli.socket"), socket, 0o600))
+	for _, name := range []string{"stromboli.service", "stromboli.socket"} {
+		out, err := exec.CommandContext(t.Context(), verify, "verify", "--man=no", "--recursive-errors=no", filepath.Join(dir, name)).CombinedOutput()
+		if err != nil || strings.Contains(string(out), name) {
+			t.Errorf("systemd-analyze verify: %v: %s", err, out)
+		}
 	}
 }
 

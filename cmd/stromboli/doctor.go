@@ -38,7 +38,7 @@ func (doctorCommand) Help() string {
 
 // Run examines the host.
 func (c doctorCommand) Run(ctx context.Context, p process) error {
-	cfg, err := config.Load(p.environ)
+	cfg, err := p.config()
 	if err != nil {
 		return c.print(p.stdout, []setup.Finding{{Check: "configuration", Status: setup.Failed, Found: err.Error(), Fix: "see docs/CONFIGURATION.md"}})
 	}
@@ -130,8 +130,8 @@ func confinement(cfg *config.Config, client *podman.Client, info engine.Info) sa
 
 // defaultImage is the image of runs that name none.
 func defaultImage(cfg *config.Config, environ []string) (string, error) {
-	if cfg.Agent.Image != "" {
-		return cfg.Agent.Image, nil
+	if image := cfg.AgentImage(); image != "" {
+		return image, nil
 	}
 	return setup.AgentImageName(setup.ImageConfig{Config: setup.Config{CacheDir: cfg.CacheDir, Env: environ}})
 }

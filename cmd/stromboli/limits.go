@@ -16,42 +16,35 @@ import (
 
 // policyConfig reads the limits out of the configuration.
 func policyConfig(cfg *config.Config, image string) (policy.Config, error) {
+	var errs []error
 	memory, err := policy.ParseSize(cfg.Resources.Memory)
 	if err != nil {
-		return policy.Config{}, fmt.Errorf("STROMBOLI_RESOURCES_MEMORY: %w", err)
+		errs = append(errs, fmt.Errorf("STROMBOLI_RESOURCES_MEMORY: %w", err))
 	}
 	cpus, err := policy.ParseCPUs(cfg.Resources.CPUs)
 	if cfg.Resources.CPUs == "0" {
 		cpus, err = 0, nil // no limit, which no request can ask for
 	}
 	if err != nil {
-		return policy.Config{}, fmt.Errorf("STROMBOLI_RESOURCES_CPUS: %w", err)
+		errs = append(errs, fmt.Errorf("STROMBOLI_RESOURCES_CPUS: %w", err))
 	}
 	network := policy.NetworkConfig{
 		Mode: stromboli.NetworkMode(cfg.Egress.Mode), Allow: cfg.Egress.Allowlist, Deny: cfg.Egress.Deny, Bridge: cfg.Egress.Bridge,
 	}
-	if err := network.Validate(); err != nil {
-		return policy.Config{}, err
-	}
-	hosts, err := webhookHosts(cfg)
-	if err != nil {
-		return policy.Config{}, err
-	}
-	patterns, err := policy.ParseImagePatterns(cfg.Agent.AllowedImagePatterns)
-	if err != nil {
-		return policy.Config{}, err
-	}
-	engineSecrets, err := policy.ParseSecretPatterns(cfg.Secrets.EngineNames)
-	if err != nil {
-		return policy.Config{}, err
-	}
+	hosts, hostsErr := webhookHosts(cfg)
+	patterns, patternsErr := policy.ParseImagePatterns(cfg.Agent.AllowedImagePatterns)
+	engineSecrets, secretsErr := policy.ParseSecretPatterns(cfg.Secrets.EngineNames)
+	errs = append(errs, network.Validate(), hostsErr, patternsErr, secretsErr)
 	limits := policy.Config{
 		Network: network, Webhooks: hosts, EngineSecrets: engineSecrets,
 		Image: image, ImagePatterns: patterns, Memory: memory, NanoCPUs: cpus, Timeout: cfg.Resources.Timeout,
 		AllowedVolumes: cfg.Agent.AllowedVolumes, AllowAllVolumes: cfg.Agent.AllowAllVolumes,
 		Protected: protected(cfg), Home: sandbox.HomePath,
 	}
-	return limits, maxima(cfg.Resources, &limits)
+	if err := errors.Join(append(errs, maxima(cfg.Resources, &limits))...); err != nil {
+		return policy.Config{}, err
+	}
+	return limits, nil
 }
 
 // maxima reads the most that a run may ask for. What runs get that don't say
@@ -89,8 +82,8 @@ func maxima(r config.Resources, limits *policy.Config) (err error) {
 // protected are the paths that no volume may hold or lie in: what the server
 // keeps, and what would let an agent become it.
 func protected(cfg *config.Config) []string {
-	own := []string{cfg.DataDir, cfg.CacheDir, cfg.SessionsDir(), cfg.SharedDir()}
-	files := []string{cfg.Secrets.KeyFile, cfg.Agent.SecretsFile, cfg.Agent.CredentialsFile, cfg.Agent.TenantCredentialsFile, cfg.APITokensFile}
+	own := append(cfg.FileDirs(), cfg.DataDir, cfg.CacheDir, cfg.SessionsDir(), cfg.SharedDir())
+	files := []string{cfg.Secrets.KeyFile, cfg.Agent.SecretsFile, cfg.Agent.CredentialsFile, cfg.Agent.TenantCredentialsFile, cfg.APITokensFile, cfg.File()}
 	tenants, _ := cfg.LoadTenantCredentials(nil) // what is wrong with them is told elsewhere
 	for _, t := range tenants {
 		files = append(files, t.File)

@@ -57,17 +57,22 @@ func signalContext(parent context.Context) (context.Context, func()) {
 type process struct {
 	args    []string
 	environ []string
-	stdin   io.Reader
-	stdout  io.Writer
-	stderr  io.Writer
+	// configFile is what --config names; empty: nothing.
+	configFile string
+	stdin      io.Reader
+	stdout     io.Writer
+	stderr     io.Writer
 }
 
 // commands is the command line.
 type commands struct {
-	Serve   serveCommand      `cmd:"" help:"Serve the API."`
+	ConfigFile string `name:"config" type:"path" placeholder:"FILE" help:"The configuration file. Default: ./stromboli.yaml, ~/.stromboli/stromboli.yaml or /etc/stromboli/stromboli.yaml, the first that is there."`
+
+	Serve   serveCommand      `cmd:"" default:"withargs" help:"Serve the API; also without a command."`
 	Run     runCommand        `cmd:"" help:"Run a prompt and print what the agent does. The exit code is the run's outcome: 0 completed, 1 failed, 3 crashed, 124 timeout, 130 cancelled."`
 	Setup   setupCommand      `cmd:"" help:"Fetch the agent CLI and prepare the agent image."`
 	Doctor  doctorCommand     `cmd:"" help:"Examine this host: what works, what doesn't, what to do."`
+	Config  configCommand     `cmd:"" help:"Print or check the configuration."`
 	Secrets secretsCommand    `cmd:"" help:"Keep the server's secrets."`
 	Bench   benchCommand      `cmd:"" help:"Measure the start of a run against the bare CLI and podman run."`
 	Version versionCommand    `cmd:"" help:"Print the version."`
@@ -104,6 +109,7 @@ func run(ctx context.Context, p process) int {
 		return fail(p, err)
 	}
 	command.BindTo(ctx, (*context.Context)(nil))
+	p.configFile = cli.ConfigFile
 	command.Bind(p)
 	if err := command.Run(); err != nil {
 		var exit exitError

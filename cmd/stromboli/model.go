@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"reflect"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -32,7 +33,8 @@ const watchEvery = time.Second
 // be read at a change leaves the credentials as they were, and the fault is
 // shown.
 type model struct {
-	cfg     *config.Config
+	cfg     *config.Config // of the start: what is said of credentials
+	network atomic.Pointer[config.Egress]
 	environ []string
 	demo    bool
 	egress  egressConfig
@@ -47,26 +49,43 @@ type model struct {
 // newModel refuses settings that egress would refuse at each run.
 func newModel(cfg *config.Config, environ []string, demo bool, to egressConfig, log *slog.Logger) (*model, error) {
 	m := &model{cfg: cfg, environ: environ, demo: demo, egress: to, log: log, turn: make(chan struct{}, 1)}
+	m.network.Store(&cfg.Egress)
+	return m, checkModel(cfg, environ)
+}
+
+// setNetwork gives egress other exemptions and hosts of the proxy. They hold for
+// connections that begin after its return; after an error, as soon as egress is
+// there or the next run starts.
+func (m *model) setNetwork(ctx context.Context, network config.Egress) error {
+	m.network.Store(&network)
+	_, err := m.Ready(ctx, stromboli.DefaultTenant)
+	if errors.Is(err, stromboli.NotConfigured) { // egress has been told all the same
+		return nil
+	}
+	return err
+}
+
+// checkModel finds all settings that egress would refuse.
+func checkModel(cfg *config.Config, environ []string) error {
+	var errs []error
 	if err := (egress.Config{Allow: cfg.Egress.Allow}).Validate(); err != nil {
-		return nil, fmt.Errorf("STROMBOLI_EGRESS_ALLOW: %w", err)
+		errs = append(errs, fmt.Errorf("STROMBOLI_EGRESS_ALLOW: %w", err))
 	}
 	if err := (egress.Config{ModelURL: config.BaseURL(environ)}).Validate(); err != nil {
-		return nil, fmt.Errorf("ANTHROPIC_BASE_URL: %w", err)
+		errs = append(errs, fmt.Errorf("ANTHROPIC_BASE_URL: %w", err))
 	}
 	headers, err := config.CustomHeaders(environ)
 	if err == nil {
 		err = egress.Config{ExtraHeaders: headers}.Validate()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("ANTHROPIC_CUSTOM_HEADERS: %w", err)
+		errs = append(errs, fmt.Errorf("ANTHROPIC_CUSTOM_HEADERS: %w", err))
 	}
 	if err := (egress.Config{Proxy: upstream(environ), ProxyHosts: cfg.Egress.ProxyHosts}).Validate(); err != nil {
-		return nil, fmt.Errorf("HTTPS_PROXY, STROMBOLI_EGRESS_PROXY_HOSTS: %w", err)
+		errs = append(errs, fmt.Errorf("STROMBOLI_EGRESS_PROXY_HOSTS, HTTPS_PROXY: %w", err))
 	}
-	if _, err := cfg.LoadTenantCredentials(environ); err != nil {
-		return nil, err
-	}
-	return m, nil
+	_, err = cfg.LoadTenantCredentials(environ)
+	return errors.Join(append(errs, err)...)
 }
 
 func upstream(environ []string) egress.UpstreamProxy {

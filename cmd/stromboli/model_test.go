@@ -134,3 +134,26 @@ func TestModelWatch(t *testing.T) {
 		t.Errorf("the log has a token: %s", &log)
 	}
 }
+
+// Other exemptions reach egress at once; where it is away, with the next run.
+func TestModelTellsEgressAnotherNetwork(t *testing.T) {
+	to := &told{}
+	m, err := newModel(&config.Config{}, []string{"ANTHROPIC_API_KEY=k"}, false, to, slog.New(slog.DiscardHandler))
+	must(t, err)
+	must(t, m.setNetwork(t.Context(), config.Egress{Allow: []string{"a.lan:1"}}))
+	to.err = errors.New("away")
+	if err := m.setNetwork(t.Context(), config.Egress{Allow: []string{"b.lan:1"}}); err == nil {
+		t.Error("told though it is away")
+	}
+	to.err = nil
+	for range 2 {
+		_, err = m.Ready(t.Context(), stromboli.DefaultTenant)
+		must(t, err)
+	}
+	if n := len(to.configs); n != 3 || to.configs[0].Allow[0] != "a.lan:1" || to.configs[2].Allow[0] != "b.lan:1" {
+		t.Errorf("told %d times: %v", n, to.configs)
+	}
+	nobody, err := newModel(&config.Config{}, nil, false, to, slog.New(slog.DiscardHandler))
+	must(t, err)
+	must(t, nobody.setNetwork(t.Context(), config.Egress{Allow: []string{"a.lan:1"}}))
+}

@@ -50,7 +50,7 @@ func (c runCommand) Run(ctx context.Context, p process) error {
 	if err != nil {
 		return err
 	}
-	cfg, err := config.Load(p.environ)
+	cfg, err := p.config()
 	if err != nil {
 		return err
 	}
@@ -87,39 +87,32 @@ func (c runCommand) prompt(stdin io.Reader) (string, error) {
 	return string(b), nil
 }
 
-// variable is a variable of the environment; empty where it isn't set.
-func (p process) variable(name string) string {
-	value := ""
-	for _, kv := range p.environ {
-		if v, ok := strings.CutPrefix(kv, name+"="); ok {
-			value = v
-		}
-	}
-	return value
-}
-
-// reach is where a server is, and what it knows us by.
-type reach struct{ url, token string }
-
 // server returns the server to use and a function that waits for the one that
 // was started here.
 func (c runCommand) server(ctx context.Context, cfg *config.Config, p process) (at reach, wait func() error, err error) {
 	nothing := func() error { return nil }
-	at.token = p.variable("STROMBOLI_TOKEN")
-	if at.url = cmp.Or(c.Server, p.variable("STROMBOLI_URL")); at.url != "" {
+	settings, err := config.LoadClient(p.environ)
+	if err != nil {
+		return at, nil, err
+	}
+	at.token = string(settings.Token)
+	if at.tls, err = trust(settings.CAFile); err != nil {
+		return at, nil, err
+	}
+	if at.url = cmp.Or(c.Server, settings.URL); at.url != "" {
 		return at, nothing, nil
 	}
 	if !c.Serve {
 		if at.url = readAddress(cfg.DataDir); at.url == "" {
 			return at, nil, fmt.Errorf("no server runs on the data directory %s: start one with `stromboli serve`, or add --serve", cfg.DataDir)
 		}
-		return at, nothing, nil
+		return at, nothing, at.local(cfg)
 	}
 	if c.Demo {
 		_, _ = fmt.Fprintln(p.stderr, "stromboli: DEMO: the model is a built-in script; Podman, sandbox, agent CLI and its tools are real")
 	}
-	cfg.Server.Address = "127.0.0.1:0"
 	cfg.Metrics.Enabled = false // for one run
+	cfg.Server.Address, cfg.TLS = "127.0.0.1:0", config.TLS{}
 	started := make(chan string, 1)
 	ended := make(chan error, 1)
 	var once sync.Once
@@ -136,13 +129,13 @@ func (c runCommand) server(ctx context.Context, cfg *config.Config, p process) (
 	}
 	select {
 	case url := <-started:
-		return reach{url, own}, wait, nil
+		return reach{url: url, token: own}, wait, nil
 	case err := <-ended:
 		var inUse errInUse
 		if errors.As(err, &inUse) && inUse.address != "" {
 			_, _ = fmt.Fprintln(p.stderr, "stromboli: using the server that runs already at", inUse.address)
 			at.url = inUse.address
-			return at, nothing, nil
+			return at, nothing, at.local(cfg)
 		}
 		if err == nil {
 			err = errors.New("the server stopped before it had started")
@@ -177,7 +170,7 @@ func (c runCommand) spec(prompt string) stromboli.RunSpec {
 // watch submits the run, prints what happens, and returns the exit code. When
 // ctx ends it cancels the run and waits for its end.
 func (c runCommand) watch(ctx context.Context, at reach, prompt string, p process) (int, error) {
-	api, err := client.New(client.Config{BaseURL: at.url, Token: at.token})
+	api, err := client.New(client.Config{BaseURL: at.url, Token: at.token, TLS: at.tls})
 	if err != nil {
 		return 0, err
 	}

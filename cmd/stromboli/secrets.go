@@ -26,7 +26,7 @@ func (rekeyCommand) Help() string {
 
 // Run seals everything anew.
 func (rekeyCommand) Run(ctx context.Context, p process) (err error) {
-	cfg, err := config.Load(p.environ)
+	cfg, err := p.config()
 	if err != nil {
 		return err
 	}

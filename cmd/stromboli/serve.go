@@ -7,11 +7,12 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -44,47 +45,44 @@ type serveCommand struct {
 
 // Help is shown after the flags.
 func (serveCommand) Help() string {
-	return "Settings come from the environment; see docs/CONFIGURATION.md."
+	return "Settings come from the environment and from the file that --config names, else ./stromboli.yaml, ~/.stromboli/stromboli.yaml or /etc/stromboli/stromboli.yaml; " +
+		"see docs/CONFIGURATION.md, and `stromboli config print`."
 }
 
 // Run serves until the process is told to stop.
 func (c serveCommand) Run(ctx context.Context, p process) error {
-	cfg, err := config.Load(p.environ)
+	// From here on until the process has gone a hangup ends nothing: not while it
+	// starts, and not in its last moments.
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	handed, environ, err := inherited(p.environ)
 	if err != nil {
 		return err
 	}
-	s := server{cfg: cfg, environ: p.environ, demo: c.Demo, drain: c.Drain, logs: newLogs(cfg.Log, p), ready: func(url string) {
+	p.environ = environ
+	cfg, err := p.config()
+	if err != nil {
+		return err
+	}
+	s := server{cfg: cfg, inherited: handed, source: p.config, hangup: hangup, environ: p.environ, demo: c.Demo, drain: c.Drain, logs: newLogs(cfg.Log, p), ready: func(url string) {
 		_, _ = fmt.Fprintln(p.stderr, "stromboli: serving at", url)
 	}}
 	return s.serve(ctx)
-}
-
-func newLogs(cfg config.Log, p process) *telemetry.Log {
-	parts, _ := cfg.PartLevels() // validated
-	return telemetry.NewLog(telemetry.LogConfig{
-		Writer: p.stderr, JSON: cfg.Format == "json", Journal: telemetry.ToJournal(getenv(p.environ, "JOURNAL_STREAM"), p.stderr),
-		Level: cfg.SlogLevel(), Parts: parts,
-	})
-}
-
-// getenv is the value of a variable, as the last one of its name says it.
-func getenv(environ []string, name string) string {
-	for _, kv := range slices.Backward(environ) {
-		if n, value, _ := strings.Cut(kv, "="); n == name {
-			return value
-		}
-	}
-	return ""
 }
 
 // server is one server: its settings, and the parts once they are open.
 type server struct {
 	cfg     *config.Config
 	environ []string
-	demo    bool
-	drain   bool
-	logs    *telemetry.Log
-	ready   func(url string) // called when requests are being answered
+	// source reads the configuration again when hangup says so. Both may be nil.
+	source func() (*config.Config, error)
+	hangup <-chan os.Signal
+	// inherited is a listener that was handed over; nil: the server opens its own.
+	inherited net.Listener
+	demo      bool
+	drain     bool
+	logs      *telemetry.Log
+	ready     func(url string) // called when requests are being answered
 	// ownToken, if set, is an API token of this process's own, beside the
 	// configured ones.
 	ownToken string
@@ -92,6 +90,13 @@ type server struct {
 	log     *slog.Logger // of the part "server"
 	metrics *telemetry.Metrics
 	system  *system
+
+	// The newest configuration that was taken over, as it was read; once parts
+	// run, reloads alone touches it.
+	loaded      *config.Config
+	policies    *policies
+	certificate *certificate // nil: no TLS
+	reloadFault atomic.Pointer[string]
 
 	dir    *dataDir
 	store  *store.Store
@@ -115,6 +120,16 @@ type server struct {
 // and egress go on for the next server.
 func (s *server) serve(ctx context.Context) (err error) {
 	s.log, s.metrics, s.system = s.logs.Part("server"), s.newMetrics(), &system{s: s}
+	asRead := *s.cfg
+	s.loaded = &asRead
+	if s.inherited != nil {
+		if err := s.cfg.ListensAt(addressOf(s.inherited.Addr())); err != nil {
+			return fmt.Errorf("the socket that was handed over: %w", err)
+		}
+	}
+	if s.certificate, err = openCertificate(s.cfg.TLS, s.log); err != nil {
+		return err
+	}
 	if s.dir, err = openDataDir(s.cfg.DataDir); err != nil {
 		return err
 	}
@@ -133,11 +148,11 @@ func (s *server) serve(ctx context.Context) (err error) {
 	defer s.engine.Close()
 	defer s.images.Close()
 	defer func() { err = errors.Join(err, s.blobs.Close()) }()
-	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", s.cfg.Server.Address)
+	ln, err := s.listen(ctx)
 	if err != nil {
-		return fmt.Errorf("listening (STROMBOLI_SERVER_ADDRESS): %w", err)
+		return err
 	}
-	url := urlOf(ln.Addr())
+	url := s.urlOf(ln.Addr())
 	switch err := s.dir.writeAddress(url); {
 	case errors.Is(err, syscall.ENOSPC): // a full disk must not keep the server from its runs
 		s.log.WarnContext(ctx, "the server's address can't be recorded for `stromboli run`", "error", err)
@@ -172,6 +187,8 @@ func (s *server) loop(ctx context.Context, ln net.Listener, url string) error {
 	upper.Go(func() error { return s.runner.Run(work) })
 	upper.Go(func() error { return s.hooks.Run(work) })
 	upper.Go(func() error { return s.forget(ctx) })
+	upper.Go(func() error { return s.reloads(ctx) })
+	upper.Go(func() error { return s.certificate.watch(ctx) })
 	upper.Go(func() error { return s.boxes.Run(ctx) })
 	upper.Go(func() error { return s.model.watch(ctx) })
 	upper.Go(func() error { return s.boxes.Meter(ctx) })
@@ -225,11 +242,14 @@ func (s *server) cleanUp(ctx context.Context) {
 // open makes the parts; none of them runs yet. Settings are judged before the
 // engine's service is started.
 func (s *server) open(ctx context.Context) error {
-	if err := s.openAuth(); err != nil {
+	var err error
+	if s.policies, err = newPolicies(s.cfg, s.environ, s.log, s.own()...); err != nil {
 		return err
 	}
-	rate, err := s.rateLimit()
-	if err != nil {
+	for _, note := range s.cfg.NoEffect() {
+		s.log.WarnContext(ctx, note)
+	}
+	if err := s.openAuth(); err != nil {
 		return err
 	}
 	shimPath, err := installShim(s.cfg.SharedDir())
@@ -242,26 +262,12 @@ func (s *server) open(ctx context.Context) error {
 	if s.vault, err = openVault(s.cfg, s.dir, s.store); err != nil {
 		return err
 	}
-	if s.image, err = defaultImage(s.cfg, s.environ); err != nil {
-		return err
-	}
-	limits, err := policyConfig(s.cfg, s.image)
-	if err != nil {
-		return err
-	}
-	diskLimit, diskReserve, err := diskLimits(s.cfg)
-	if err != nil {
-		return err
-	}
-	hooks, err := webhookConfig(s.cfg, s.environ, s.logs.Part("webhook"))
-	if err != nil {
-		return err
-	}
-	hooks.Outbox, hooks.Attempted = s.store, s.metrics.Attempt
-	if s.hooks, err = webhook.New(hooks); err != nil {
-		return err
-	}
-	zone, zoneData, err := timezone(s.cfg.Agent.Timezone, s.environ)
+	s.image = s.policies.image
+	limits := s.policies.limits
+	s.hooks, err = webhook.New(webhook.Config{
+		Outbox: s.store, Secrets: s.policies.signing, Allow: limits.Webhooks, Timeout: s.cfg.Webhook.Timeout,
+		Attempted: s.metrics.Attempt, Log: s.logs.Part("webhook"),
+	})
 	if err != nil {
 		return err
 	}
@@ -290,11 +296,11 @@ func (s *server) open(ctx context.Context) error {
 		HostPath: s.cfg.HostPath, Container: confined.Container,
 		Instance: instance(s.cfg.HostPath(s.cfg.SharedDir())), Shim: shimPath, CLI: cli,
 		Egress: doors{s.egress}, Volumes: allowedVolumes(s.cfg), Protected: limits.Protected, KeepWorkdir: !s.cfg.Agent.WorkdirAutoCreate,
-		Timezone: zone, Zoneinfo: zoneData,
+		Timezone: s.policies.zone, Zoneinfo: s.policies.zoneData,
 		UserNS: confined.UserNS, SameMounts: confined.SameMounts,
 		Off: switchedOff(s.cfg.Sandbox), Pids: noneIsNegative(s.cfg.Sandbox.PidsLimit), OpenFiles: s.cfg.Sandbox.OpenFiles,
 		OrphanTimeout: s.cfg.OrphanTimeout, AllowUnenforced: s.cfg.Resources.AllowUnenforced,
-		DiskLimit: diskLimit, DiskReserve: diskReserve, Logger: s.logs.Part("sandbox"),
+		DiskLimit: s.policies.diskLimit, DiskReserve: s.policies.diskReserve, Logger: s.logs.Part("sandbox"),
 	})
 	if err := cli.check(ctx); err != nil {
 		return err
@@ -309,14 +315,14 @@ func (s *server) open(ctx context.Context) error {
 	s.runner = runner.New(runner.Config{
 		Store: s.store, Log: log, Sandboxes: s.boxes, Images: s.images, Blobs: s.blobs, Model: s.model, Connections: s.egress, Secrets: s.vault, Policy: limits,
 		Owner: owner(), MaxRunning: maxRunning(s.cfg, limits), MaxQueued: s.cfg.QueueMax,
-		BackgroundWait: s.cfg.Runs.BackgroundWait, Timezone: zone, RootHooks: s.cfg.Agent.RootHooks, Logger: s.logs.Part("runner"),
+		BackgroundWait: s.cfg.Runs.BackgroundWait, Timezone: s.policies.zone, RootHooks: s.cfg.Agent.RootHooks, Logger: s.logs.Part("runner"),
 		Connected: s.metrics.Connected, Used: s.metrics.Used,
 	})
 	s.api, err = api.New(api.Config{
 		Runs: s.runner, Events: log, Sessions: s.runner, Secrets: s.vault, Images: s.images, Webhooks: s.hooks, System: s.system, Log: s.logs.Part("api"), Render: claude.AssistantText, Visible: claude.Visible,
 		Metrics: s.metricsHandler(), Served: s.served, NoAccessLog: !s.cfg.Log.Access,
-		Access: s.access(), Auth: s.auth, RateLimit: rate,
-		AllowedHosts: s.cfg.Server.AllowedHosts, MaxBody: s.cfg.Server.MaxBody,
+		Access: s.access(), Auth: s.auth, RateLimit: s.policies.rate,
+		TLS: s.certificate.config(), AllowedHosts: s.cfg.Server.AllowedHosts, MaxBody: s.cfg.Server.MaxBody,
 		MaxConnections: s.maxConnections(), MaxPerAddress: s.cfg.Server.MaxPerAddress,
 	})
 	return err

@@ -21,7 +21,7 @@ type setupCommand struct {
 
 // Run fetches what is missing; a second call takes milliseconds.
 func (c setupCommand) Run(ctx context.Context, p process) error {
-	cfg, err := config.Load(p.environ)
+	cfg, err := p.config()
 	if err != nil {
 		return err
 	}

@@ -59,6 +59,11 @@ const lookAgain = 250 * time.Millisecond
 // Health tells of each part, as it was a quarter of a second ago at most. Who asks
 // while somebody looks gets what that one finds; a fault is looked at again.
 func (y *system) Health(ctx context.Context) []api.Component {
+	// A reload that failed is shown and keeps no run from starting.
+	return append(slices.Clip(y.parts(ctx)), api.Component{Name: "configuration", Error: y.s.configFault()})
+}
+
+func (y *system) parts(ctx context.Context) []api.Component {
 	if l := y.last.Load(); l != nil && time.Since(l.at) < lookAgain {
 		return l.parts
 	}
@@ -150,7 +155,7 @@ func (y *system) storeAnswers(ctx context.Context) error {
 // Ready lists why no run could start.
 func (y *system) Ready(ctx context.Context) []string {
 	var reasons []string
-	for _, c := range y.Health(ctx) {
+	for _, c := range y.parts(ctx) {
 		if c.Error != "" {
 			reasons = append(reasons, c.Name+": "+c.Error)
 		}

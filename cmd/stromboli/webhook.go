@@ -23,15 +23,11 @@ func webhookHosts(cfg *config.Config) (policy.Hosts, error) {
 	return hosts, nil
 }
 
-// webhookConfig is what configuration says of webhooks.
-func webhookConfig(cfg *config.Config, environ []string, log *slog.Logger) (webhook.Config, error) {
-	hosts, err := webhookHosts(cfg)
+// signingSecrets are the secrets that sign webhooks.
+func signingSecrets(cfg *config.Config, log *slog.Logger) ([]webhook.Secret, error) {
+	configured, err := cfg.Webhook.Secrets()
 	if err != nil {
-		return webhook.Config{}, err
-	}
-	configured, err := config.LoadWebhookSecrets(environ)
-	if err != nil {
-		return webhook.Config{}, err
+		return nil, err
 	}
 	var secrets []webhook.Secret
 	for i, s := range configured {
@@ -40,5 +36,5 @@ func webhookConfig(cfg *config.Config, environ []string, log *slog.Logger) (webh
 		}
 		secrets = append(secrets, webhook.Secret{Text: []byte(s.Text), Key: []byte(s.Key)})
 	}
-	return webhook.Config{Secrets: secrets, Allow: hosts, Timeout: cfg.Webhook.Timeout, Log: log}, nil
+	return secrets, nil
 }

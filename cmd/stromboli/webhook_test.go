@@ -9,9 +9,9 @@ import (
 	"github.com/tomblancdev/stromboli/internal/config"
 )
 
-// TestWebhookConfig: settings that can't work stop the start, a weak secret is
+// TestWebhookSettings: settings that can't work stop the start, a weak secret is
 // told of, and no secret is told.
-func TestWebhookConfig(t *testing.T) {
+func TestWebhookSettings(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ setting, wrong, warns string }{
 		{"STROMBOLI_WEBHOOK_ALLOW=hooks.lan,10.0.0.0/8,[fd00::/8]:80", "", ""},
@@ -25,7 +25,10 @@ func TestWebhookConfig(t *testing.T) {
 			t.Fatal(err)
 		}
 		var log bytes.Buffer
-		_, err = webhookConfig(cfg, environ, slog.New(slog.NewTextHandler(&log, nil)))
+		_, err = signingSecrets(cfg, slog.New(slog.NewTextHandler(&log, nil)))
+		if err == nil {
+			_, err = webhookHosts(cfg)
+		}
 		if (err == nil) != (tt.wrong == "") || err != nil && (!strings.HasPrefix(err.Error(), tt.wrong) || strings.Contains(err.Error(), "hidden")) {
 			t.Errorf("%s: %v", tt.setting, err)
 		}

@@ -13,8 +13,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/caarlos0/env/v11"
 )
 
 // Auth is who may call.
@@ -31,8 +29,11 @@ type Auth struct {
 	StartClosed bool `env:"START_CLOSED"`
 }
 
-// JWT is the lives of tokens; the secret that signs them is in AuthSecrets.
+// JWT is the tokens that callers get for an API token.
 type JWT struct {
+	// Secret signs them, at least 32 bytes (openssl rand -base64 32); without it
+	// there are none, and /auth/* answer 503.
+	Secret Secret `env:"SECRET"`
 	// Expiry is an access token's.
 	Expiry time.Duration `env:"EXPIRY" envDefault:"24h"`
 	// RefreshExpiry is a refresh token's: how long a login lasts unused.
@@ -41,14 +42,15 @@ type JWT struct {
 
 // RateLimit is how much one address, and one API token, may ask.
 type RateLimit struct {
-	Enabled bool `env:"ENABLED"`
+	// Enabled: requests are limited.
+	Enabled bool `env:"ENABLED" reload:"true"`
 	// RPS is the requests per second in the long run.
-	RPS float64 `env:"RPS" envDefault:"10"`
+	RPS float64 `env:"RPS" envDefault:"10" reload:"true"`
 	// Burst is how many may come at once after a pause.
-	Burst int `env:"BURST" envDefault:"20"`
+	Burst int `env:"BURST" envDefault:"20" reload:"true"`
 	// TrustedProxies are addresses and networks of proxies whose
 	// X-Forwarded-For is believed, comma-separated.
-	TrustedProxies []string `env:"TRUSTED_PROXIES"`
+	TrustedProxies []string `env:"TRUSTED_PROXIES" reload:"true"`
 }
 
 // Bounds of rates: beyond them nothing is limited, or nothing answered.
@@ -60,26 +62,23 @@ const (
 // Closed reports whether a server must answer nothing but health: strangers
 // reach it, and it knows nobody.
 func (c *Config) Closed() bool {
-	return !c.Auth.Enabled && !c.Auth.AllowPublic && !loopback(hostOf(c.Server.Address))
+	return !c.Auth.Enabled && !c.Auth.AllowPublic && c.strangers()
 }
 
 func (c *Config) validateAuth() error {
+	var p problems
 	if c.Closed() && !c.Auth.StartClosed {
-		return fmt.Errorf("STROMBOLI_SERVER_ADDRESS: %s is not a loopback address, and whoever reaches it could run agents here: "+
-			"use 127.0.0.1, set STROMBOLI_AUTH_ENABLED=true, or set STROMBOLI_AUTH_ALLOW_PUBLIC=true if that is what you want", c.Server.Address)
+		p = append(p, fmt.Errorf("STROMBOLI_SERVER_ADDRESS: %s is not a loopback address, and whoever reaches it could run agents here: "+
+			"use 127.0.0.1, set STROMBOLI_AUTH_ENABLED=true, or set STROMBOLI_AUTH_ALLOW_PUBLIC=true if that is what you want", c.Server.Address))
 	}
-	switch r := c.RateLimit; {
-	case c.JWT.Expiry < time.Second:
-		return errors.New("STROMBOLI_JWT_EXPIRY: must be at least 1s")
-	case c.JWT.RefreshExpiry < time.Second:
-		return errors.New("STROMBOLI_JWT_REFRESH_EXPIRY: must be at least 1s")
-	case !(r.RPS >= minRate && r.RPS <= maxRate): // false for NaN too
-		return fmt.Errorf("STROMBOLI_RATE_LIMIT_RPS: must be a number from %v to %v", minRate, maxRate)
-	case r.Burst < 1 || r.Burst > maxBurst:
-		return fmt.Errorf("STROMBOLI_RATE_LIMIT_BURST: must be an integer from 1 to %d", maxBurst)
-	}
+	r := c.RateLimit
+	p.check(c.JWT.Expiry < time.Second, "STROMBOLI_JWT_EXPIRY", "must be at least 1s")
+	p.check(c.JWT.RefreshExpiry < time.Second, "STROMBOLI_JWT_REFRESH_EXPIRY", "must be at least 1s")
+	// The comparison is false for NaN too.
+	p.check(!(r.RPS >= minRate && r.RPS <= maxRate), "STROMBOLI_RATE_LIMIT_RPS", "must be a number from %v to %v", minRate, maxRate)
+	p.check(r.Burst < 1 || r.Burst > maxBurst, "STROMBOLI_RATE_LIMIT_BURST", "must be an integer from 1 to %d", maxBurst)
 	_, err := c.RateLimit.Proxies()
-	return err
+	return errors.Join(append(p, err)...)
 }
 
 // Proxies are the trusted proxies' networks.
@@ -124,10 +123,9 @@ type AuthSecrets struct {
 // LoadAuth reads the API tokens, of STROMBOLI_API_TOKENS and of the file that
 // STROMBOLI_API_TOKENS_FILE names, and STROMBOLI_JWT_SECRET. No error shows any
 // of them.
-func (c *Config) LoadAuth(environ []string) (AuthSecrets, error) {
-	vars := env.ToMap(environ)
-	out := AuthSecrets{JWT: Secret(strings.TrimSpace(vars["STROMBOLI_JWT_SECRET"]))}
-	if list := strings.TrimSpace(vars["STROMBOLI_API_TOKENS"]); list != "" {
+func (c *Config) LoadAuth() (AuthSecrets, error) {
+	out := AuthSecrets{JWT: Secret(strings.TrimSpace(string(c.JWT.Secret)))}
+	if list := strings.TrimSpace(string(c.APITokens)); list != "" {
 		for i, token := range strings.Split(list, ",") {
 			token = strings.TrimSpace(token)
 			if err := checkToken(token); err != nil {

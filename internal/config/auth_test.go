@@ -69,7 +69,7 @@ func TestLoadAuth(t *testing.T) {
 	path := file(t, `{"tokens":[
 		{"name":"ci","token":"`+long+`","tenant":"team","scopes":["run","read"]},
 		{"name":"ops","sha256":"`+hex.EncodeToString(other[:])+`"}]}`)
-	got, err := load(t, "STROMBOLI_API_TOKENS_FILE="+path).LoadAuth([]string{"STROMBOLI_API_TOKENS= a , b", "STROMBOLI_JWT_SECRET= s ", "X=1"})
+	got, err := load(t, "STROMBOLI_API_TOKENS_FILE="+path, "STROMBOLI_API_TOKENS= a , b", "STROMBOLI_JWT_SECRET= s ", "X=1").LoadAuth()
 	want := AuthSecrets{JWT: "s", Tokens: []APIToken{
 		{Name: "token-1", Hash: hashOf("a"), Weak: true},
 		{Name: "token-2", Hash: hashOf("b"), Weak: true},
@@ -82,7 +82,7 @@ func TestLoadAuth(t *testing.T) {
 	if shown := fmt.Sprintf("%+v %#v", got, got); strings.Contains(shown, long) || strings.Contains(shown, `JWT:"s"`) {
 		t.Errorf("it shows secrets: %s", shown)
 	}
-	if got, err := load(t).LoadAuth([]string{"STROMBOLI_API_TOKENS=", "STROMBOLI_JWT_SECRET="}); err != nil || len(got.Tokens) != 0 || got.JWT != "" {
+	if got, err := load(t, "STROMBOLI_API_TOKENS=", "STROMBOLI_JWT_SECRET=").LoadAuth(); err != nil || len(got.Tokens) != 0 || got.JWT != "" {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
@@ -112,7 +112,7 @@ func TestLoadAuthRefuses(t *testing.T) {
 		entry(`"sha256":"00"`):                          "64 hexadecimal digits",
 		`{"tokens":[{"token":"` + token + `"}]}`:        "no name",
 	} {
-		_, err := load(t, "STROMBOLI_API_TOKENS_FILE="+file(t, text)).LoadAuth(nil)
+		_, err := load(t, "STROMBOLI_API_TOKENS_FILE="+file(t, text)).LoadAuth()
 		if err == nil || !strings.Contains(err.Error(), "STROMBOLI_API_TOKENS_FILE") || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v, want %q", text, err, says)
 		}
@@ -121,7 +121,7 @@ func TestLoadAuthRefuses(t *testing.T) {
 		}
 	}
 	for _, list := range []string{"a,", ",", "a,,b", "a b", "é", strings.Repeat("x", 5000)} {
-		_, err := load(t).LoadAuth([]string{"STROMBOLI_API_TOKENS=" + list})
+		_, err := load(t, "STROMBOLI_API_TOKENS="+list).LoadAuth()
 		if err == nil || !strings.Contains(err.Error(), "STROMBOLI_API_TOKENS: number") {
 			t.Errorf("%.20q: %v", list, err)
 		}
@@ -142,7 +142,7 @@ func TestTokensFileIsPrivate(t *testing.T) {
 		open: "chmod 600", fifo: "regular file", t.TempDir(): "regular file", "/nowhere/tokens": "no such file",
 		file(t, good+strings.Repeat(" ", 1<<20)): "larger than",
 	} {
-		_, err := load(t, "STROMBOLI_API_TOKENS_FILE="+path).LoadAuth(nil)
+		_, err := load(t, "STROMBOLI_API_TOKENS_FILE="+path).LoadAuth()
 		if err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v, want %q", path, err, says)
 		}
@@ -152,7 +152,7 @@ func TestTokensFileIsPrivate(t *testing.T) {
 		if err := os.Chown(foreign, 12345, 12345); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := load(t, "STROMBOLI_API_TOKENS_FILE="+foreign).LoadAuth(nil); err == nil || !strings.Contains(err.Error(), "belongs to uid 12345") {
+		if _, err := load(t, "STROMBOLI_API_TOKENS_FILE="+foreign).LoadAuth(); err == nil || !strings.Contains(err.Error(), "belongs to uid 12345") {
 			t.Errorf("%v", err)
 		}
 	}

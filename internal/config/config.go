@@ -1,24 +1,24 @@
 // Package config is the server's configuration: one struct whose comments are
-// the manual. Values come from STROMBOLI_ variables of the environment over
-// the defaults given here. It reads no global state: the environment is
-// handed in.
+// the manual, docs/CONFIGURATION.md. Values come from STROMBOLI_ variables of
+// the environment over a YAML file over the defaults given here. It reads no
+// global state: the environment is handed in.
+//
+// A field of the struct with an env tag is a setting, and nothing else has to be
+// done for one: its key in the file is the variable's name in lower case, below
+// the section that its struct's envPrefix names (STROMBOLI_SERVER_MAX_BODY is
+// server.max_body). A field of the type Secret is never shown, and a file that
+// sets one must be private. Further tags: reload:"true" for what a running
+// server takes over on SIGHUP, which cmd must then do; noeffect:"why" for what
+// existing deployments set and has no meaning here: setting it to anything but
+// its default is warned of.
 package config
 
 import (
-	"errors"
-	"fmt"
-	"net"
-	"net/netip"
-	"path/filepath"
-	"slices"
-	"strings"
 	"time"
-
-	"github.com/caarlos0/env/v11"
 )
 
-// Config is everything that can be set. Secrets are not part of it; see
-// LoadCredential and LoadAuth.
+// Config is everything that can be set, but for the model's credential; see
+// LoadCredential.
 type Config struct {
 	// DataDir holds everything that the server keeps: database, sessions,
 	// transcripts, sockets. Default: $XDG_DATA_HOME/stromboli, else
@@ -36,6 +36,7 @@ type Config struct {
 	ContainerHost string `env:"CONTAINER_HOST"`
 
 	Server    Server    `envPrefix:"STROMBOLI_SERVER_"`
+	TLS       TLS       `envPrefix:"STROMBOLI_TLS_"`
 	Auth      Auth      `envPrefix:"STROMBOLI_AUTH_"`
 	JWT       JWT       `envPrefix:"STROMBOLI_JWT_"`
 	RateLimit RateLimit `envPrefix:"STROMBOLI_RATE_LIMIT_"`
@@ -49,10 +50,14 @@ type Config struct {
 	Jobs      Jobs      `envPrefix:"STROMBOLI_JOBS_"`
 	Log       Log       `envPrefix:"STROMBOLI_LOG_"`
 	Metrics   Metrics   `envPrefix:"STROMBOLI_METRICS_"`
+	Compose   Compose   `envPrefix:"STROMBOLI_COMPOSE_"`
 
+	// APITokens are API tokens with all rights in the tenant default,
+	// comma-separated, without names of their own.
+	APITokens Secret `env:"STROMBOLI_API_TOKENS" reload:"true"`
 	// APITokensFile is a JSON file with named API tokens, their tenants and
-	// scopes; mode 0600. See docs/AUTHENTICATION.md.
-	APITokensFile string `env:"STROMBOLI_API_TOKENS_FILE"`
+	// scopes; mode 0600. See AUTHENTICATION.md. SIGHUP reads it anew.
+	APITokensFile string `env:"STROMBOLI_API_TOKENS_FILE" reload:"true"`
 
 	// QueueMax is how many runs may wait for a free slot; one more is
 	// answered 429.
@@ -64,15 +69,24 @@ type Config struct {
 	// OrphanTimeout is how long an agent goes on while no server is there.
 	OrphanTimeout time.Duration `env:"STROMBOLI_ORPHAN_TIMEOUT" envDefault:"10m"`
 
-	home string
+	home    string
+	file    string
+	origins map[string]Origin // by variable; missing: the default
 }
+
+// File is the file that was read; empty: none.
+func (c *Config) File() string { return c.file }
 
 // Server is the HTTP side.
 type Server struct {
-	// Address is host:port to listen on. Default: :8080 with auth. While auth is
-	// off 127.0.0.1:8080, and it must be a loopback address, unless
-	// STROMBOLI_AUTH_ALLOW_PUBLIC is true.
+	// Address is host:port to listen on, or unix:///path/to/socket. Default: :8080
+	// with auth. While auth is off 127.0.0.1:8080, and it must be a loopback
+	// address or a unix socket, unless STROMBOLI_AUTH_ALLOW_PUBLIC is true. A
+	// socket that systemd hands over takes its place.
 	Address string `env:"ADDRESS"`
+	// SocketMode is the mode of a unix socket, octal. Who may write to it may call:
+	// 0600 is this user alone, 0660 its group too.
+	SocketMode string `env:"SOCKET_MODE" envDefault:"0600"`
 	// AllowedHosts are further names that a request's Host may carry while
 	// auth is off, comma-separated. Loopback names and the bound address are
 	// always allowed.
@@ -87,17 +101,29 @@ type Server struct {
 	MaxPerAddress int `env:"MAX_CONNECTIONS_PER_ADDRESS" envDefault:"1024"`
 }
 
+// TLS is the server's certificate, for HTTPS.
+type TLS struct {
+	// Cert is a file with the certificate and its intermediate ones (PEM). With
+	// Key the server speaks HTTPS alone, HTTP/2 included, TLS 1.2 or newer. When
+	// the files change the new pair is taken within a second; a broken one leaves
+	// the old in use, and the log tells.
+	Cert string `env:"CERT"`
+	// Key is the file with its private key (PEM), which not everybody may read.
+	Key string `env:"KEY"`
+}
+
 // Agent is what runs in the sandboxes.
 type Agent struct {
 	// Image is the image of runs that name none. Default: the agent image
 	// that `stromboli setup --image` makes.
 	Image string `env:"IMAGE"`
-	// AllowedImagePatterns are the images that runs may use and that may be
-	// pulled, comma-separated: ghcr.io/org/*, python:3.*, localhost/**. Names are
-	// completed as Docker does; * stands for anything but a slash, ** for
-	// anything, and a pattern without a tag means every tag. Empty: every image
-	// on this machine may be used, and none is pulled.
-	AllowedImagePatterns []string `env:"ALLOWED_IMAGE_PATTERNS"`
+	// ImageTag is the tag of Image where that names neither tag nor digest.
+	ImageTag string `env:"IMAGE_TAG"`
+	// AllowedImagePatterns are the images that runs may use beside Image and that
+	// may be pulled, comma-separated: ghcr.io/org/*, python:3.*, localhost/**.
+	// See below. Empty: every image on this machine may be used, and none is
+	// pulled.
+	AllowedImagePatterns []string `env:"ALLOWED_IMAGE_PATTERNS" reload:"true"`
 	// InsecureRegistries are registries (host or host:port, comma-separated)
 	// that are spoken to without TLS, or without checking its certificate. Those
 	// on this machine's loopback always are.
@@ -105,11 +131,14 @@ type Agent struct {
 	// PullTimeout is how long the pull of an image may take.
 	PullTimeout time.Duration `env:"PULL_TIMEOUT" envDefault:"30m"`
 	// AllowedVolumes are the host directories below which volumes may lie,
-	// comma-separated. Empty: every volume is refused.
-	AllowedVolumes []string `env:"ALLOWED_VOLUMES"`
+	// comma-separated. A workdir that names a directory below them is mounted
+	// too. Empty: every volume is refused.
+	AllowedVolumes []string `env:"ALLOWED_VOLUMES" reload:"true"`
 	// AllowAllVolumes permits every host directory as a volume, save for the
-	// server's own files and the engine's socket.
-	AllowAllVolumes bool `env:"ALLOW_ALL_VOLUMES"`
+	// server's own files (data and cache directories, keys, credentials) and the
+	// engine's socket, and what holds them. With a rootless engine an agent can
+	// then change whatever this user can.
+	AllowAllVolumes bool `env:"ALLOW_ALL_VOLUMES" reload:"true"`
 	// WorkdirAutoCreate makes a run's working directory where neither a volume
 	// nor the image has it; without it such runs are refused.
 	WorkdirAutoCreate bool `env:"WORKDIR_AUTO_CREATE" envDefault:"true"`
@@ -118,7 +147,8 @@ type Agent struct {
 	// no volumes. In others they run as the agent.
 	RootHooks bool `env:"ROOT_HOOKS"`
 	// Timezone is the time zone of agents: a name such as Europe/Paris, or
-	// local for this host's. Default: the image's, which is UTC in the agent
+	// local for this host's. It works in images without time zone data too, as
+	// long as the host has some. Default: the image's, which is UTC in the agent
 	// image, on every host alike.
 	Timezone string `env:"TIMEZONE"`
 	// SessionsDir holds the sessions' directories. Default: sessions in the
@@ -142,25 +172,42 @@ type Agent struct {
 	// TenantCredentialsFallback gives tenants that the file doesn't name the
 	// credential of the tenant default.
 	TenantCredentialsFallback bool `env:"TENANT_CREDENTIALS_FALLBACK"`
+	// MountClaudeCLI: the agent CLI is mounted into every sandbox, read-only,
+	// whatever the image has; there is no other way, so that every run has the
+	// version that this server knows.
+	MountClaudeCLI bool `env:"MOUNT_CLAUDE_CLI" envDefault:"true" noeffect:"every sandbox gets the agent CLI that this server has verified, also where the image has one"`
+	// CLIImage was the image that the agent CLI comes from.
+	CLIImage string `env:"CLI_IMAGE" noeffect:"the agent CLI comes from its publisher and is verified, not from an image"`
+	// CLIImageTag was that image's tag.
+	CLIImageTag string `env:"CLI_IMAGE_TAG" noeffect:"the agent CLI comes from its publisher and is verified, not from an image"`
+	// AutoPullCLI: a server fetches the agent CLI at its start where it is
+	// missing. stromboli setup does so beforehand.
+	AutoPullCLI bool `env:"AUTO_PULL_CLI" envDefault:"true" noeffect:"the agent CLI is fetched where it is missing; stromboli setup does so beforehand"`
 }
 
 // Resources are the limits of a run that names none.
 type Resources struct {
 	// Memory is a size such as 512m or 2g; there is no swap on top. 0: no limit.
-	Memory string `env:"MEMORY" envDefault:"512m"`
+	Memory string `env:"MEMORY" envDefault:"512m" reload:"true"`
 	// CPUs is a decimal number of CPUs. 0: no limit.
-	CPUs string `env:"CPUS" envDefault:"1"`
+	CPUs string `env:"CPUS" envDefault:"1" reload:"true"`
 	// Timeout is how long a run may take.
-	Timeout time.Duration `env:"TIMEOUT" envDefault:"30m"`
-	// MaxMemory, MaxCPUs, MaxCPUShares and MaxTimeout are the most that a run
-	// may ask for, in the forms of the request's fields. One that asks for more
-	// gets the maximum and a warning. Empty or 0: no maximum.
-	MaxMemory    string        `env:"MAX_MEMORY"`
-	MaxCPUs      string        `env:"MAX_CPUS"`
-	MaxCPUShares int64         `env:"MAX_CPU_SHARES"`
-	MaxTimeout   time.Duration `env:"MAX_TIMEOUT"`
+	Timeout time.Duration `env:"TIMEOUT" envDefault:"30m" reload:"true"`
+	// MaxMemory is the most memory that a run may ask for (podman.memory), as a
+	// size. One that asks for more gets the maximum and the warning
+	// limit_clamped, as with the three settings that follow; none may be below
+	// the default for runs that ask for nothing. Empty: no maximum.
+	MaxMemory string `env:"MAX_MEMORY" reload:"true"`
+	// MaxCPUs is the most CPUs (podman.cpus). Empty: no maximum.
+	MaxCPUs string `env:"MAX_CPUS" reload:"true"`
+	// MaxCPUShares is the greatest weight (podman.cpu_shares). 0: no maximum.
+	MaxCPUShares int64 `env:"MAX_CPU_SHARES" reload:"true"`
+	// MaxTimeout is the most time (timeout and podman.timeout). 0: no maximum.
+	MaxTimeout time.Duration `env:"MAX_TIMEOUT" reload:"true"`
 	// Disk is what a sandbox may take of the disk in its home, its workspace and
-	// /tmp together, as a size; volumes don't count. 0: as much as there is.
+	// /tmp together, and in its root where hooks may write to that, as a size;
+	// earlier runs of its session count, volumes don't. More ends the run with
+	// disk. 0: as much as there is.
 	Disk string `env:"DISK" envDefault:"10g"`
 	// AllowUnenforced lets runs start where the engine can't enforce memory,
 	// cpu and process limits (rootless on cgroup v1). Each such run carries a
@@ -229,28 +276,30 @@ type Jobs struct {
 
 // Egress is what sandboxes may reach.
 type Egress struct {
-	// Allow exempts host:port targets from the rule that only public
-	// addresses may be reached, comma-separated.
-	Allow []string `env:"ALLOW"`
+	// Allow exempts targets from the rule that only public addresses may be
+	// reached, comma-separated: name:port, ip:port, [ip6]:port, cidr:port.
+	Allow []string `env:"ALLOW" reload:"true"`
 	// Mode is what runs reach that don't say, and the most that one may ask for:
 	// open (every public host), allowlist (the hosts of Allowlist), model (the
 	// model's API alone) or none.
-	Mode string `env:"MODE" envDefault:"open"`
+	Mode string `env:"MODE" envDefault:"open" reload:"true"`
 	// Allowlist are the hosts of the mode allowlist, for runs that name none
 	// themselves, comma-separated: github.com, *.pypi.org:443, 192.0.2.0/24.
 	// Where Mode is allowlist a run can't name others.
-	Allowlist []string `env:"ALLOWLIST"`
+	Allowlist []string `env:"ALLOWLIST" reload:"true"`
 	// Deny are hosts that no run reaches, comma-separated, as for Allowlist.
-	Deny []string `env:"DENY"`
+	Deny []string `env:"DENY" reload:"true"`
 	// Bridge lets runs ask for the network mode bridge, which is neither
 	// filtered nor recorded.
-	Bridge bool `env:"BRIDGE"`
+	Bridge bool `env:"BRIDGE" reload:"true"`
 	// ProxyHosts are hosts that runs reach through this host's own proxy
-	// (HTTPS_PROXY), comma-separated names: github.com, *.pypi.org. The proxy
-	// resolves them, so that their addresses can't be checked.
-	ProxyHosts []string `env:"PROXY_HOSTS"`
-	// External: another service starts `stromboli egress`, such as a second
-	// container beside the server's. The server waits for it and never ends it.
+	// (HTTPS_PROXY), comma-separated names, never addresses: github.com,
+	// *.pypi.org. The proxy resolves them, so that their addresses can't be
+	// checked.
+	ProxyHosts []string `env:"PROXY_HOSTS" reload:"true"`
+	// External: another service keeps `stromboli egress --stay --dir …` running,
+	// such as a second container beside the server's. The server waits for it and
+	// never ends it.
 	External bool `env:"EXTERNAL"`
 }
 
@@ -262,9 +311,9 @@ type Secrets struct {
 	KeyFile string `env:"KEY_FILE"`
 	// EngineNames are the container engine's own secrets that runs may name as
 	// engine:NAME, comma-separated patterns with * for any characters: ci-* is for
-	// runs of the tenant default, team-a/ci-* for those of the tenant team-a.
-	// Empty: none.
-	EngineNames []string `env:"ENGINE_NAMES"`
+	// runs of the tenant default, team-a/ci-* for those of the tenant team-a,
+	// */shared for all tenants. Empty: none.
+	EngineNames []string `env:"ENGINE_NAMES" reload:"true"`
 }
 
 // Log is the server's own log, on standard error.
@@ -272,170 +321,28 @@ type Log struct {
 	// Format: text or json.
 	Format string `env:"FORMAT" envDefault:"text"`
 	// Level: debug, info, warn or error.
-	Level string `env:"LEVEL" envDefault:"info"`
+	Level string `env:"LEVEL" envDefault:"info" reload:"true"`
 	// Levels are levels of parts that differ from Level, comma-separated:
 	// runner=debug,engine=warn. The parts are api, auth, egress, engine, image,
 	// model, runner, sandbox, server and webhook.
-	Levels []string `env:"LEVELS"`
+	Levels []string `env:"LEVELS" reload:"true"`
 	// Access writes one line for each request, at the level info, for health
 	// and metrics at debug.
 	Access bool `env:"ACCESS" envDefault:"true"`
 }
 
-// Load reads the configuration from environ, "NAME=value" strings as
-// os.Environ returns them, and validates it. The error names the variable.
-func Load(environ []string) (*Config, error) {
-	vars := env.ToMap(environ)
-	c := &Config{home: vars["HOME"]}
-	if err := env.ParseWithOptions(c, env.Options{Environment: vars}); err != nil {
-		return nil, fmt.Errorf("configuration: %w", err)
-	}
-	if err := unknown(vars); err != nil {
-		return nil, err
-	}
-	var err error
-	if c.DataDir, err = directory("STROMBOLI_DATA_DIR", c.DataDir, vars["XDG_DATA_HOME"], c.home, ".local/share"); err != nil {
-		return nil, err
-	}
-	if err := c.absolute(); err != nil {
-		return nil, err
-	}
-	if c.CacheDir == "" && (c.DataHostDir != "" || c.Agent.SessionsHostDir != "") {
-		// The CLI is mounted from there: the engine must see it.
-		c.CacheDir = filepath.Join(c.SharedDir(), "cache")
-	}
-	if c.CacheDir, err = directory("STROMBOLI_CACHE_DIR", c.CacheDir, vars["XDG_CACHE_HOME"], c.home, ".cache"); err != nil {
-		return nil, err
-	}
-	if c.Agent.CredentialsFile == "" && c.home != "" {
-		c.Agent.CredentialsFile = filepath.Join(c.home, ".claude", ".credentials.json")
-	}
-	if c.Server.Address == "" {
-		c.Server.Address = "127.0.0.1:8080"
-		if c.Auth.Enabled {
-			c.Server.Address = ":8080"
-		}
-	}
-	return c, c.validate()
-}
-
-func directory(name, set, xdg, home, below string) (string, error) {
-	switch {
-	case set != "":
-		abs, err := filepath.Abs(set)
-		if err != nil {
-			return "", fmt.Errorf("%s: %w", name, err)
-		}
-		return abs, nil
-	case filepath.IsAbs(xdg):
-		return filepath.Join(xdg, "stromboli"), nil
-	case home != "":
-		return filepath.Join(home, below, "stromboli"), nil
-	}
-	return "", fmt.Errorf("%s: neither it nor HOME is set", name)
-}
-
-func (c *Config) validate() error {
-	if _, _, err := net.SplitHostPort(c.Server.Address); err != nil {
-		return fmt.Errorf("STROMBOLI_SERVER_ADDRESS: %q is not host:port", c.Server.Address)
-	}
-	if err := c.validateAuth(); err != nil {
-		return err
-	}
-	for _, r := range c.Agent.InsecureRegistries {
-		if r == "" || strings.ContainsAny(r, "/* ") {
-			return fmt.Errorf("STROMBOLI_AGENT_INSECURE_REGISTRIES: %q is not host or host:port", r)
-		}
-	}
-	for _, v := range c.Agent.AllowedVolumes {
-		if !filepath.IsAbs(v) {
-			return fmt.Errorf("STROMBOLI_AGENT_ALLOWED_VOLUMES: %q is not an absolute path", v)
-		}
-	}
-	switch {
-	case c.Server.MaxBody < 1024:
-		return errors.New("STROMBOLI_SERVER_MAX_BODY: must be at least 1024 bytes")
-	case c.Server.MaxConnections < 1:
-		return errors.New("STROMBOLI_SERVER_MAX_CONNECTIONS: must be at least 1")
-	case c.Server.MaxPerAddress < 1:
-		return errors.New("STROMBOLI_SERVER_MAX_CONNECTIONS_PER_ADDRESS: must be at least 1")
-	case c.QueueMax < 0:
-		return errors.New("STROMBOLI_QUEUE_MAX: must not be negative")
-	case c.Agent.PullTimeout < time.Second:
-		return errors.New("STROMBOLI_AGENT_PULL_TIMEOUT: must be at least 1s")
-	case c.Runs.Max < 0:
-		return errors.New("STROMBOLI_RUNS_MAX: must not be negative")
-	case c.Runs.BackgroundWait < 0:
-		return errors.New("STROMBOLI_RUNS_BACKGROUND_WAIT: must not be negative")
-	case c.Resources.Timeout < time.Second:
-		return errors.New("STROMBOLI_RESOURCES_TIMEOUT: must be at least 1s")
-	case c.Jobs.CleanupTTL < time.Minute:
-		return errors.New("STROMBOLI_JOBS_CLEANUP_TTL: must be at least 1m")
-	case c.Jobs.CleanupInterval < time.Second:
-		return errors.New("STROMBOLI_JOBS_CLEANUP_INTERVAL: must be at least 1s")
-	case c.Webhook.Timeout < time.Second || c.Webhook.Timeout > 2*time.Minute:
-		return errors.New("STROMBOLI_WEBHOOK_TIMEOUT: must be from 1s to 2m")
-	case c.Webhook.CleanupTTL < time.Minute:
-		return errors.New("STROMBOLI_WEBHOOK_CLEANUP_TTL: must be at least 1m")
-	case c.OrphanTimeout < time.Second:
-		return errors.New("STROMBOLI_ORPHAN_TIMEOUT: must be at least 1s")
-	case !slices.Contains([]string{"auto", "none"}, c.Sandbox.UserNS):
-		return fmt.Errorf("STROMBOLI_SANDBOX_USERNS: %q is neither auto nor none", c.Sandbox.UserNS)
-	case !slices.Contains([]string{"default", "unconfined"}, c.Sandbox.Seccomp):
-		return fmt.Errorf("STROMBOLI_SANDBOX_SECCOMP: %q is neither default nor unconfined", c.Sandbox.Seccomp)
-	case !privateOrHost(c.Sandbox.IPCNS):
-		return fmt.Errorf("STROMBOLI_SANDBOX_IPCNS: %q is neither private nor host", c.Sandbox.IPCNS)
-	case !privateOrHost(c.Sandbox.UTSNS):
-		return fmt.Errorf("STROMBOLI_SANDBOX_UTSNS: %q is neither private nor host", c.Sandbox.UTSNS)
-	case !privateOrHost(c.Sandbox.CgroupNS):
-		return fmt.Errorf("STROMBOLI_SANDBOX_CGROUPNS: %q is neither private nor host", c.Sandbox.CgroupNS)
-	case c.Sandbox.PidsLimit != 0 && c.Sandbox.PidsLimit < minPids:
-		return fmt.Errorf("STROMBOLI_SANDBOX_PIDS_LIMIT: must be at least %d, or 0 for no limit", minPids)
-	case c.Sandbox.OpenFiles != 0 && c.Sandbox.OpenFiles < minOpenFiles:
-		return fmt.Errorf("STROMBOLI_SANDBOX_OPEN_FILES: must be at least %d, or 0 for as many as the engine gives", minOpenFiles)
-	}
-	if err := c.Metrics.validate(); err != nil {
-		return err
-	}
-	return c.Log.validate()
-}
-
-// What the sandbox's own init and the agent's CLI need at least.
-const (
-	minPids      = 64
-	minOpenFiles = 256
-)
-
-func privateOrHost(ns string) bool { return ns == "private" || ns == "host" }
-
-func hostOf(address string) string {
-	host, _, _ := net.SplitHostPort(address) // validated
-	return host
-}
-
-func loopback(host string) bool {
-	if host == "localhost" {
-		return true
-	}
-	addr, err := netip.ParseAddr(host)
-	return err == nil && addr.IsLoopback()
-}
-
-// unknown refuses a STROMBOLI_ variable that nothing reads: a misspelt limit
-// must not be ignored in silence.
-func unknown(vars map[string]string) error {
-	params, err := env.GetFieldParams(&Config{})
-	if err != nil {
-		return fmt.Errorf("configuration: %w", err)
-	}
-	known := []string{"STROMBOLI_URL", "STROMBOLI_TOKEN", "STROMBOLI_API_TOKENS", "STROMBOLI_JWT_SECRET", webhookSecretVar, "STROMBOLI_TEST_REQUIRE"}
-	for _, p := range params {
-		known = append(known, p.Key)
-	}
-	for name := range vars {
-		if strings.HasPrefix(name, "STROMBOLI_") && !slices.Contains(known, name) && !strings.HasPrefix(name, "STROMBOLI_TEST_") {
-			return fmt.Errorf("%s: no such setting; docs/CONFIGURATION.md lists them", name)
-		}
-	}
-	return nil
+// Compose is what compose environments of runs may do.
+type Compose struct {
+	// AllowPrivileged would permit privileged services.
+	AllowPrivileged bool `env:"ALLOW_PRIVILEGED" noeffect:"this version has no compose environments: runs that ask for one are refused"`
+	// AllowHostNetwork would permit services on the host's network.
+	AllowHostNetwork bool `env:"ALLOW_HOST_NETWORK" noeffect:"this version has no compose environments: runs that ask for one are refused"`
+	// AllowHostVolumes would permit services that mount the host's directories.
+	AllowHostVolumes bool `env:"ALLOW_HOST_VOLUMES" noeffect:"this version has no compose environments: runs that ask for one are refused"`
+	// BuildTimeout would bound the build of a stack's images.
+	BuildTimeout time.Duration `env:"BUILD_TIMEOUT" noeffect:"this version has no compose environments: runs that ask for one are refused"`
+	// HealthTimeout would bound the wait for a stack to be healthy.
+	HealthTimeout time.Duration `env:"HEALTH_TIMEOUT" noeffect:"this version has no compose environments: runs that ask for one are refused"`
+	// StackTTL would be the life of a stack that nobody uses.
+	StackTTL time.Duration `env:"STACK_TTL" noeffect:"this version has no compose environments: runs that ask for one are refused"`
 }

@@ -5,20 +5,25 @@ import (
 	"fmt"
 	"strings"
 	"time"
-
-	"github.com/caarlos0/env/v11"
 )
 
-// Webhook is how callers are told of the end of their jobs. The signing secret
-// is not part of it; see LoadWebhookSecrets.
+// Webhook is how callers are told of the end of their jobs.
 type Webhook struct {
+	// SigningSecret are secrets that sign webhooks, the newest first,
+	// comma-separated (at most 8): whsec_ and base64, or any text of at least 24
+	// bytes (a shorter one is used, with a warning); openssl rand -base64 32 makes
+	// one. Without one nothing is signed.
+	SigningSecret Secret `env:"SIGNING_SECRET"`
 	// Allow are hosts that webhooks may be sent to though they aren't public,
-	// comma-separated: hooks.internal, *.lan:8080, 10.1.0.0/16.
-	Allow []string `env:"ALLOW"`
-	// Timeout bounds one attempt, from the look-up of the name to the answer.
+	// comma-separated: hooks.internal, *.lan:8080, 10.1.0.0/16, [fd00::/8]:9000.
+	// A name permits whatever it resolves to.
+	Allow []string `env:"ALLOW" reload:"true"`
+	// Timeout bounds one attempt, from the look-up of the name to the answer; 1s
+	// to 2m.
 	Timeout time.Duration `env:"TIMEOUT" envDefault:"15s"`
 	// CleanupTTL is the age at which deliveries are deleted that have arrived or
-	// were given up, with what they would say if they were sent again.
+	// were given up, with what they would say if they were sent again. What is
+	// pending stays.
 	CleanupTTL time.Duration `env:"CLEANUP_TTL" envDefault:"72h"`
 }
 
@@ -36,11 +41,10 @@ type WebhookSecret struct {
 	Key  Secret
 }
 
-// LoadWebhookSecrets reads STROMBOLI_WEBHOOK_SIGNING_SECRET: secrets separated
-// by commas, the newest first; none where it is not set. Its errors don't hold
-// the value.
-func LoadWebhookSecrets(environ []string) ([]WebhookSecret, error) {
-	text := env.ToMap(environ)[webhookSecretVar]
+// Secrets are the secrets that sign, the newest first; none where none is set.
+// Its errors don't hold the value.
+func (w Webhook) Secrets() ([]WebhookSecret, error) {
+	text := string(w.SigningSecret)
 	if strings.TrimSpace(text) == "" {
 		return nil, nil
 	}

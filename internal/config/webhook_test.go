@@ -9,7 +9,7 @@ import (
 	"github.com/tomblancdev/stromboli/internal/config"
 )
 
-func TestLoadWebhookSecrets(t *testing.T) {
+func TestWebhookSecrets(t *testing.T) {
 	t.Parallel()
 	encoded := base64.StdEncoding.EncodeToString([]byte("the key's own bytes"))
 	for _, tt := range []struct {
@@ -27,7 +27,7 @@ func TestLoadWebhookSecrets(t *testing.T) {
 		{value: "whsec_", wrong: "not base64"},
 		{value: strings.Repeat("hidden,", 8) + "hidden", wrong: "at most 8"},
 	} {
-		got, err := config.LoadWebhookSecrets([]string{"STROMBOLI_WEBHOOK_SIGNING_SECRET=" + tt.value})
+		got, err := (config.Webhook{SigningSecret: config.Secret(tt.value)}).Secrets()
 		if tt.wrong != "" {
 			if err == nil || !strings.Contains(err.Error(), tt.wrong) || strings.Contains(err.Error(), "hidden") || !strings.HasPrefix(err.Error(), "STROMBOLI_WEBHOOK_SIGNING_SECRET: ") {
 				t.Errorf("%q: %v", tt.value, err)
@@ -47,8 +47,6 @@ func TestLoadWebhookSecrets(t *testing.T) {
 	}
 }
 
-// TestWebhookSettings: the secret is known, and not part of the settings that
-// are printed.
 func TestWebhookSettings(t *testing.T) {
 	t.Parallel()
 	base := []string{"HOME=/h", "STROMBOLI_WEBHOOK_SIGNING_SECRET=s"}
