@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -22,6 +23,7 @@ import (
 	"github.com/tomblancdev/stromboli/internal/config"
 	"github.com/tomblancdev/stromboli/internal/policy"
 	"github.com/tomblancdev/stromboli/internal/store"
+	"github.com/tomblancdev/stromboli/internal/telemetry"
 )
 
 // contractSettings are the names that existing deployments use, each with the
@@ -65,7 +67,7 @@ func contractSettings() map[string]string {
 		"TRACING_ENDPOINT":             "",
 		"TRACING_SERVICE_NAME":         "",
 		"TRACING_INSECURE":             "",
-		"METRICS_ENABLED":              "e2e/telemetry_test.go:TestTelemetry",
+		"METRICS_ENABLED":              "e2e/telemetry_test.go:TestMetricsPortTaken",
 		"METRICS_ADDRESS":              "e2e/telemetry_test.go:TestMetricsPortTaken",
 		"LOG_FORMAT":                   here + "TestLogSettings",
 		"LOG_LEVEL":                    "e2e/config_test.go:TestReload",
@@ -166,7 +168,7 @@ func TestTokenSettings(t *testing.T) {
 	}
 	cfg, err := config.Load(environ)
 	must(t, err)
-	s := &server{cfg: cfg, environ: environ, log: slog.New(slog.DiscardHandler), store: newStore(t, nil)}
+	s := &server{cfg: cfg, environ: environ, log: slog.New(slog.DiscardHandler), logs: telemetry.NewLog(telemetry.LogConfig{Writer: io.Discard}), store: newStore(t, nil)}
 	s.policies, err = newPolicies(cfg, environ, s.log)
 	must(t, err)
 	must(t, s.openAuth())

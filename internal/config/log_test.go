@@ -33,7 +33,7 @@ func TestLogAndMetricsAreRefused(t *testing.T) {
 		{"STROMBOLI_LOG_ACCESS=perhaps", "Access"},
 		{"STROMBOLI_METRICS_ADDRESS=localhost", "STROMBOLI_METRICS_ADDRESS"},
 		{"STROMBOLI_METRICS_ADDRESS=localhost:http", "STROMBOLI_METRICS_ADDRESS"},
-		{"STROMBOLI_METRICS_ENABLED=perhaps", "Enabled"},
+		{"STROMBOLI_METRICS_ENABLED=perhaps", "true or false"},
 	} {
 		if _, err := Load([]string{"HOME=/home/u", tt.set}); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v", tt.set, err)
