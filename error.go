@@ -35,12 +35,14 @@ const (
 	Draining        Code = "draining"              // 503
 	StorageFull     Code = "storage_full"          // 503
 	StorageBusy     Code = "storage_busy"          // 503
-	NotEnforced     Code = "not_enforced"          // 400
-	ImageMissing    Code = "image_missing"         // 400
-	ImageForbidden  Code = "image_not_allowed"     // 400
-	RegistryFailed  Code = "registry_failed"       // 502
-	MethodForbidden Code = "method_not_allowed"    // 405
-	SessionUnusable Code = "session"               // only of runs: ReasonSession
+	// AuditUnavailable: what was asked for could not be recorded, and was not done.
+	AuditUnavailable Code = "audit_unavailable"  // 503
+	NotEnforced      Code = "not_enforced"       // 400
+	ImageMissing     Code = "image_missing"      // 400
+	ImageForbidden   Code = "image_not_allowed"  // 400
+	RegistryFailed   Code = "registry_failed"    // 502
+	MethodForbidden  Code = "method_not_allowed" // 405
+	SessionUnusable  Code = "session"            // only of runs: ReasonSession
 )
 
 // Error implements error.

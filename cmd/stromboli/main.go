@@ -74,6 +74,7 @@ type commands struct {
 	Doctor  doctorCommand     `cmd:"" help:"Examine this host: what works, what doesn't, what to do."`
 	Config  configCommand     `cmd:"" help:"Print or check the configuration."`
 	Secrets secretsCommand    `cmd:"" help:"Keep the server's secrets."`
+	Audit   auditCommand      `cmd:"" help:"Look after the audit log."`
 	Bench   benchCommand      `cmd:"" help:"Measure the start of a run against the bare CLI and podman run."`
 	Version versionCommand    `cmd:"" help:"Print the version."`
 	Probe   benchProbeCommand `cmd:"" hidden:"" name:"bench-probe" help:"Measure a source over the network; used by bench."`

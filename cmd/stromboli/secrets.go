@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strconv"
 
 	"github.com/tomblancdev/stromboli/internal/config"
 	"github.com/tomblancdev/stromboli/internal/secret"
@@ -44,10 +45,19 @@ func (rekeyCommand) Run(ctx context.Context, p process) (err error) {
 	if err != nil {
 		return err
 	}
+	log := newLogs(cfg.Log, p).Part("server")
+	trail, err := openAudit(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	if trail != nil {
+		defer func() { err = errors.Join(err, trail.Close()) }()
+	}
 	n, err := vault.Rekey(ctx)
 	if err != nil {
 		return fmt.Errorf("after %d secrets: %w", n, err)
 	}
+	recordDoing(ctx, trail, log, actSecretsRekey, map[string]string{"secrets": strconv.Itoa(n)})
 	_, _ = fmt.Fprintf(p.stdout, "%d secrets are sealed with a new key, in %s\n", n, keyFile(cfg, dir))
 	return nil
 }

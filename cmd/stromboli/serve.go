@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tomblancdev/stromboli/internal/api"
+	"github.com/tomblancdev/stromboli/internal/audit"
 	"github.com/tomblancdev/stromboli/internal/auth"
 	"github.com/tomblancdev/stromboli/internal/blob"
 	"github.com/tomblancdev/stromboli/internal/claude"
@@ -100,6 +101,7 @@ type server struct {
 
 	dir    *dataDir
 	store  *store.Store
+	audit  *audit.Log // nil: there is none
 	blobs  *blob.Dir
 	vault  *secret.Vault
 	auth   *auth.Auth
@@ -141,6 +143,12 @@ func (s *server) serve(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.store.Close()) }() //nolint:contextcheck // closing is not cut short
+	if s.audit, err = openAudit(ctx, s.cfg, s.log); err != nil {
+		return err
+	}
+	if s.audit != nil {
+		defer func() { err = errors.Join(err, s.audit.Close()) }()
+	}
 	defer s.cleanUp(context.WithoutCancel(ctx))
 	if err := s.open(ctx); err != nil {
 		return err
@@ -159,6 +167,8 @@ func (s *server) serve(ctx context.Context) (err error) {
 	case err != nil:
 		return errors.Join(err, ln.Close())
 	}
+	recordDoing(ctx, s.audit, s.log, actServerStart, map[string]string{"version": version, "address": url})
+	defer recordDoing(ctx, s.audit, s.log, actServerStop, nil)
 	return s.loop(ctx, ln, url)
 }
 
@@ -318,8 +328,12 @@ func (s *server) open(ctx context.Context) error {
 		BackgroundWait: s.cfg.Runs.BackgroundWait, Timezone: s.policies.zone, RootHooks: s.cfg.Agent.RootHooks, Logger: s.logs.Part("runner"),
 		Connected: s.metrics.Connected, Used: s.metrics.Used,
 	})
+	var trail api.Audit
+	if s.audit != nil {
+		trail = s.audit
+	}
 	s.api, err = api.New(api.Config{
-		Runs: s.runner, Events: log, Sessions: s.runner, Secrets: s.vault, Images: s.images, Webhooks: s.hooks, System: s.system, Log: s.logs.Part("api"), Render: claude.AssistantText, Visible: claude.Visible,
+		Audit: trail, Runs: s.runner, Events: log, Sessions: s.runner, Secrets: s.vault, Images: s.images, Webhooks: s.hooks, System: s.system, Log: s.logs.Part("api"), Render: claude.AssistantText, Visible: claude.Visible,
 		Metrics: s.metricsHandler(), Served: s.served, NoAccessLog: !s.cfg.Log.Access,
 		Access: s.access(), Auth: s.auth, RateLimit: s.policies.rate,
 		TLS: s.certificate.config(), AllowedHosts: s.cfg.Server.AllowedHosts, MaxBody: s.cfg.Server.MaxBody,

@@ -87,6 +87,12 @@ func (y *system) look(ctx context.Context) []api.Component {
 	}{
 		{"engine", y.s.engine.Ping},
 		{"store", y.storeAnswers},
+		{"audit", func(context.Context) error {
+			if y.s.audit == nil {
+				return nil
+			}
+			return y.s.audit.Err()
+		}},
 		{"egress", func(ctx context.Context) error {
 			_, err := y.s.egress.Status(ctx)
 			return err

@@ -14,6 +14,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"iter"
 	"log/slog"
 	"net/http"
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/auth"
 )
 
 // Runs is what the API needs of the runner. All methods see only the
@@ -144,6 +146,8 @@ type Config struct {
 	Webhooks Webhooks
 	System   System
 	Log      *slog.Logger
+	// Audit keeps the audit log; nil: there is none, and GET /audit says so.
+	Audit Audit
 
 	// Metrics answers GET /metrics; nil: there are none.
 	Metrics http.Handler
@@ -246,6 +250,9 @@ func New(cfg Config) (*API, error) {
 	}
 	a.presence.runs = make(map[string]*watch)
 	for _, rt := range a.routes() {
+		if rt.acts && rt.audit == "" {
+			return nil, fmt.Errorf("api: nobody has said what the audit log calls %s", rt.pattern)
+		}
 		a.mux.Handle(rt.pattern, a.wrap(rt))
 	}
 	return a, nil
@@ -264,6 +271,8 @@ type handler func(w http.ResponseWriter, r *http.Request, p stromboli.Principal)
 type route struct {
 	pattern string
 	acts    bool // it starts or changes something: foreign pages are refused
+	// audit is what the audit log calls what the route does. Required where it acts.
+	audit string
 	// What it takes: one of the next three is set. Nothing takes all scopes.
 	scope    stromboli.Scopes // these
 	anyScope bool             // credentials, with whatever scopes
@@ -275,40 +284,41 @@ type route struct {
 
 func (a *API) routes() []route {
 	return []route{
-		{pattern: "POST /run", acts: true, scope: stromboli.ScopeRun, serve: a.run},
-		{pattern: "POST /run/async", acts: true, scope: stromboli.ScopeRun, serve: a.runAsync},
-		{pattern: "GET /run/stream", acts: true, scope: stromboli.ScopeRun, serve: a.runStreamGet},
-		{pattern: "POST /run/stream", acts: true, scope: stromboli.ScopeRun, serve: a.runStreamPost},
+		{pattern: "POST /run", acts: true, audit: "run.submit", scope: stromboli.ScopeRun, serve: a.run},
+		{pattern: "POST /run/async", acts: true, audit: "run.submit", scope: stromboli.ScopeRun, serve: a.runAsync},
+		{pattern: "GET /run/stream", acts: true, audit: "run.submit", scope: stromboli.ScopeRun, serve: a.runStreamGet},
+		{pattern: "POST /run/stream", acts: true, audit: "run.submit", scope: stromboli.ScopeRun, serve: a.runStreamPost},
 		{pattern: "GET /jobs", scope: stromboli.ScopeRead, serve: a.listJobs},
 		{pattern: "GET /jobs/{id}", scope: stromboli.ScopeRead, serve: a.getJob},
-		{pattern: "DELETE /jobs/{id}", acts: true, scope: stromboli.ScopeRun, serve: a.cancelJob},
+		{pattern: "DELETE /jobs/{id}", acts: true, audit: "run.cancel", scope: stromboli.ScopeRun, serve: a.cancelJob},
 		{pattern: "GET /jobs/{id}/events", scope: stromboli.ScopeRead, serve: a.jobEvents},
 		{pattern: "GET /jobs/{id}/events/{seq}/data", scope: stromboli.ScopeRead, serve: a.eventData},
 		{pattern: "GET /jobs/{id}/attestation", scope: stromboli.ScopeRead, serve: a.jobAttestation},
 		{pattern: "GET /jobs/{id}/egress", scope: stromboli.ScopeRead, serve: a.jobEgress},
-		{pattern: "PATCH /jobs/{id}/network", acts: true, scope: stromboli.ScopeRun, serve: a.setNetwork},
+		{pattern: "PATCH /jobs/{id}/network", acts: true, audit: "run.network", scope: stromboli.ScopeRun, serve: a.setNetwork},
 		{pattern: "GET /jobs/{id}/stream", scope: stromboli.ScopeRead, serve: a.jobStream},
 		{pattern: "GET /sessions", scope: stromboli.ScopeRead, serve: a.listSessions},
-		{pattern: "POST /sessions/import", acts: true, lines: true, scope: stromboli.ScopeRun, serve: a.importSession},
+		{pattern: "POST /sessions/import", acts: true, audit: "session.import", lines: true, scope: stromboli.ScopeRun, serve: a.importSession},
 		{pattern: "GET /sessions/{id}", scope: stromboli.ScopeRead, serve: a.getSession},
-		{pattern: "DELETE /sessions/{id}", acts: true, scope: stromboli.ScopeRun, serve: a.deleteSession},
+		{pattern: "DELETE /sessions/{id}", acts: true, audit: "session.delete", scope: stromboli.ScopeRun, serve: a.deleteSession},
 		{pattern: "GET /sessions/{id}/messages", scope: stromboli.ScopeRead, serve: a.listMessages},
 		{pattern: "GET /sessions/{id}/messages/{message_id}", scope: stromboli.ScopeRead, serve: a.getMessage},
-		{pattern: "GET /sessions/{id}/transcript", scope: stromboli.ScopeRead, serve: a.getTranscript},
+		{pattern: "GET /sessions/{id}/transcript", audit: "session.export", scope: stromboli.ScopeRead, serve: a.getTranscript},
 		{pattern: "GET /secrets", scope: stromboli.ScopeRead, serve: a.listSecrets},
-		{pattern: "POST /secrets", acts: true, scope: stromboli.ScopeAdmin, serve: a.createSecret},
+		{pattern: "POST /secrets", acts: true, audit: "secret.create", scope: stromboli.ScopeAdmin, serve: a.createSecret},
 		{pattern: "GET /secrets/{name}", scope: stromboli.ScopeRead, serve: a.getSecret},
-		{pattern: "DELETE /secrets/{name}", acts: true, scope: stromboli.ScopeAdmin, serve: a.deleteSecret},
-		{pattern: "POST /auth/token", acts: true, anyScope: true, jwt: true, serve: a.authToken},
-		{pattern: "POST /auth/refresh", acts: true, open: true, jwt: true, serve: a.authRefresh},
+		{pattern: "DELETE /secrets/{name}", acts: true, audit: "secret.delete", scope: stromboli.ScopeAdmin, serve: a.deleteSecret},
+		{pattern: "POST /auth/token", acts: true, audit: "auth.login", anyScope: true, jwt: true, serve: a.authToken},
+		{pattern: "POST /auth/refresh", acts: true, audit: "auth.refresh", open: true, jwt: true, serve: a.authRefresh},
 		{pattern: "GET /auth/validate", anyScope: true, jwt: true, serve: a.authValidate},
-		{pattern: "POST /auth/logout", acts: true, anyScope: true, jwt: true, serve: a.authLogout},
+		{pattern: "POST /auth/logout", acts: true, audit: "auth.logout", anyScope: true, jwt: true, serve: a.authLogout},
 		{pattern: "GET /images", scope: stromboli.ScopeRead, serve: a.listImages},
 		{pattern: "GET /images/search", scope: stromboli.ScopeRead, serve: a.searchImages},
-		{pattern: "POST /images/pull", acts: true, scope: stromboli.ScopeRun, serve: a.pullImage},
+		{pattern: "POST /images/pull", acts: true, audit: "image.pull", scope: stromboli.ScopeRun, serve: a.pullImage},
 		{pattern: "GET /images/{name...}", scope: stromboli.ScopeRead, serve: a.getImage},
 		{pattern: "GET /webhooks/deliveries", scope: stromboli.ScopeRead, serve: a.listDeliveries},
-		{pattern: "POST /webhooks/deliveries/{id}/redeliver", acts: true, scope: stromboli.ScopeRun, serve: a.redeliver},
+		{pattern: "POST /webhooks/deliveries/{id}/redeliver", acts: true, audit: "webhook.redeliver", scope: stromboli.ScopeRun, serve: a.redeliver},
+		{pattern: "GET /audit", audit: "audit.read", scope: stromboli.ScopeAdmin, serve: a.listAudit},
 		{pattern: "GET /health", open: true, serve: a.health},
 		{pattern: "GET /livez", open: true, serve: a.livez},
 		{pattern: "GET /readyz", open: true, serve: a.readyz},
@@ -326,9 +336,9 @@ func (a *API) routes() []route {
 // wrap puts the checks that depend on the route before its handler.
 func (a *API) wrap(rt route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r, p, err := a.admit(rt, w, r)
+		r, id, err := a.admit(rt, w, r)
 		if err == nil {
-			err = rt.serve(w, r, p)
+			err = a.audited(rt, w, r, id)
 		}
 		if err != nil {
 			a.fail(w, r, err)
@@ -338,10 +348,10 @@ func (a *API) wrap(rt route) http.Handler {
 
 // admit makes the checks, and returns the request with what is known of who
 // asks.
-func (a *API) admit(rt route, w http.ResponseWriter, r *http.Request) (*http.Request, stromboli.Principal, error) {
+func (a *API) admit(rt route, w http.ResponseWriter, r *http.Request) (*http.Request, auth.Identity, error) {
 	if rt.acts {
 		if err := checkOrigin(r); err != nil {
-			return r, stromboli.Principal{}, err
+			return r, auth.Identity{}, a.denied(rt, r, auth.Identity{}, err)
 		}
 	}
 	id, err := a.identify(rt, w, r) //nolint:contextcheck // the request's own
@@ -349,17 +359,17 @@ func (a *API) admit(rt route, w http.ResponseWriter, r *http.Request) (*http.Req
 		r = asked(w, r, id.Principal)
 	}
 	if err != nil {
-		return r, id.Principal, err
+		return r, id, a.denied(rt, r, id, err)
 	}
 	if rt.acts {
 		if err := a.checkContentType(rt, w, r); err != nil {
-			return r, id.Principal, err
+			return r, id, err
 		}
 	}
 	if rt.jwt {
 		r = r.WithContext(context.WithValue(r.Context(), identityKey{}, id))
 	}
-	return r, id.Principal, nil
+	return r, id, nil
 }
 
 // Drain makes the server not ready, refuses new runs, and ends the streams

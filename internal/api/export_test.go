@@ -8,13 +8,14 @@ type RouteInfo struct {
 	Scope          stromboli.Scopes
 	AnyScope, Open bool
 	Acts           bool
+	Audit          string
 }
 
 // Routes lists the routes.
 func (a *API) Routes() []RouteInfo {
 	var out []RouteInfo
 	for _, rt := range a.routes() {
-		out = append(out, RouteInfo{rt.pattern, rt.scope, rt.anyScope, rt.open, rt.acts})
+		out = append(out, RouteInfo{rt.pattern, rt.scope, rt.anyScope, rt.open, rt.acts, rt.audit})
 	}
 	return out
 }

@@ -158,6 +158,7 @@ func (a *API) pullImage(w http.ResponseWriter, r *http.Request, _ stromboli.Prin
 	if in.Image == "" {
 		return stromboli.FieldError("image", "is required and must not be blank")
 	}
+	actedOn(r, in.Image)
 	p := a.beginPull(r.Context(), stromboli.ImageWish{Name: in.Image, Platform: in.Platform, Keep: true})
 	defer p.end()
 	if !wantsStream(r) {

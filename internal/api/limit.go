@@ -135,23 +135,32 @@ func ceil(d time.Duration) time.Duration { return (d + time.Second - 1).Truncate
 // comes from, or, behind trusted proxies, the last address that none of them
 // has. What stands before that in X-Forwarded-For anybody could have written.
 func (l *limits) clientOf(r *http.Request) netip.Prefix {
-	client, ok := parseHop(r.RemoteAddr)
+	client, ok := clientAddr(r, l.proxies)
 	if !ok {
 		return netip.Prefix{}
 	}
+	return network(client)
+}
+
+// clientAddr is that address itself.
+func clientAddr(r *http.Request, proxies []netip.Prefix) (netip.Addr, bool) {
+	client, ok := parseHop(r.RemoteAddr)
+	if !ok {
+		return client, false
+	}
 	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
-	for i := len(hops) - 1; i >= 0 && l.trusts(client); i-- {
+	for i := len(hops) - 1; i >= 0 && trusted(proxies, client); i-- {
 		hop, ok := parseHop(strings.TrimSpace(hops[i]))
 		if !ok {
 			break
 		}
 		client = hop
 	}
-	return network(client)
+	return client, true
 }
 
-func (l *limits) trusts(addr netip.Addr) bool {
-	for _, p := range l.proxies {
+func trusted(proxies []netip.Prefix, addr netip.Addr) bool {
+	for _, p := range proxies {
 		if p.Contains(addr) {
 			return true
 		}

@@ -184,6 +184,14 @@ func operations() map[string]operation {
 		"POST /webhooks/deliveries/{id}/redeliver": {
 			id: "redeliver", tag: webhooks, summary: "Has a webhook's message sent again.", answers: ok(deliveryBody{}), errors: []int{http.StatusConflict},
 		},
+		"GET /audit": {
+			id: "listAudit", tag: system, summary: "Lists who did what to which object, and what became of it, oldest first.", query: []parameter{
+				inQuery("after", "next_after of the page before.", 0), inQuery("limit", "At most so many, 1 to 1,000, which is the default.", 0),
+				inQuery("since", "From this time on.", time.Time{}), inQuery("until", "Before this time.", time.Time{}),
+				inQuery("principal", "An API token's name, or a login's client_id.", ""), inQuery("action", "An action such as run.submit, or all that begin alike: run.", ""),
+				inQuery("object", "The id or name of what was acted on.", ""),
+			}, answers: ok(auditList{}), errors: []int{http.StatusServiceUnavailable},
+		},
 		"GET /health": {id: "health", tag: system, summary: "Tells how the server's parts are.", answers: ok(healthBody{})},
 		"GET /livez":  {id: "livez", tag: system, summary: "Answers as long as the server does.", answers: ok(probeBody{})},
 		"GET /readyz": {

@@ -24,7 +24,10 @@ func (a *API) submit(r *http.Request, p stromboli.Principal, s stromboli.Submiss
 	ctx, cancel := detach(r)
 	defer cancel()
 	run, _, err := a.cfg.Runs.Submit(ctx, p, s)
-	return run, err
+	if err != nil {
+		return run, err
+	}
+	return run, settle(r, run.ID) // the answer may be long in coming
 }
 
 func (a *API) runAsync(w http.ResponseWriter, r *http.Request, p stromboli.Principal) error {

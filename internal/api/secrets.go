@@ -58,6 +58,7 @@ func (a *API) createSecret(w http.ResponseWriter, r *http.Request, p stromboli.P
 	if err != nil {
 		return err
 	}
+	actedOn(r, s.Name)
 	a.answer(w, r, http.StatusCreated, secretDone{true, s.Name})
 	return nil
 }

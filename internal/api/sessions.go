@@ -154,6 +154,7 @@ func (a *API) deleteSession(w http.ResponseWriter, r *http.Request, p stromboli.
 	if err != nil {
 		return err
 	}
+	actedOn(r, s.ID)
 	a.answer(w, r, http.StatusOK, sessionDeleted{true, s.ID})
 	return nil
 }
@@ -197,6 +198,7 @@ func (a *API) getTranscript(w http.ResponseWriter, r *http.Request, p stromboli.
 	}
 	defer func() { _ = src.Close() }()
 	h := w.Header()
+	actedOn(r, s.ID)
 	h.Set("Content-Type", "application/jsonl")
 	h.Set("Content-Disposition", `attachment; filename="`+s.ID+`.jsonl"`)
 	h.Set("Cache-Control", "no-store")
@@ -236,6 +238,7 @@ func (a *API) importSession(w http.ResponseWriter, r *http.Request, p stromboli.
 		return err
 	}
 	a.bodyRead(w)
+	actedOn(r, s.ID)
 	a.answer(w, r, http.StatusCreated, sessionOf(s))
 	return nil
 }

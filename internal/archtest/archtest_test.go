@@ -31,6 +31,7 @@ func may() map[string][]string {
 		"cmd/stromboli":      {anything},
 		"cmd/stromboli-shim": {"internal/shim"},
 
+		"internal/audit":             {root},
 		"internal/config":            {},
 		"internal/policy":            {root},
 		"internal/claude":            {root},
@@ -89,7 +90,7 @@ func mayInTests() map[string][]string {
 		"internal/image":             {"internal/engine/enginetest"},
 		"internal/runner":            {"internal/image", "internal/secret", "internal/store", "internal/eventlog", "internal/blob", "internal/engine", "internal/engine/enginetest"},
 		// Bad input is judged in tests by those who judge it in the server.
-		"internal/api": {"internal/api/apitest", "internal/claude", "internal/policy"},
+		"internal/api": {"internal/api/apitest", "internal/audit", "internal/claude", "internal/policy"},
 		"client":       {"internal/api", "internal/api/apitest", "internal/eventlog", "internal/auth"},
 	}
 }
@@ -101,6 +102,7 @@ func stdOnly() map[string][]string {
 		".":                      {},
 		"client":                 {},
 		"images":                 {},
+		"internal/audit":         {},
 		"cmd/stromboli-shim":     {},
 		"internal/unixsock":      {"golang.org/x/sys/"},
 		"internal/idmap":         {"golang.org/x/sys/"},

@@ -48,6 +48,7 @@ type Config struct {
 	Secrets   Secrets   `envPrefix:"STROMBOLI_SECRETS_"`
 	Webhook   Webhook   `envPrefix:"STROMBOLI_WEBHOOK_"`
 	Jobs      Jobs      `envPrefix:"STROMBOLI_JOBS_"`
+	Audit     Audit     `envPrefix:"STROMBOLI_AUDIT_"`
 	Log       Log       `envPrefix:"STROMBOLI_LOG_"`
 	Metrics   Metrics   `envPrefix:"STROMBOLI_METRICS_"`
 	Compose   Compose   `envPrefix:"STROMBOLI_COMPOSE_"`

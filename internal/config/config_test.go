@@ -36,6 +36,7 @@ func TestDefaults(t *testing.T) {
 		},
 		Runs:     Runs{BackgroundWait: time.Minute},
 		Jobs:     got.Jobs,
+		Audit:    Audit{Enabled: true, MaxFileSize: 32 << 20, MaxFileAge: 24 * time.Hour},
 		Webhook:  Webhook{Timeout: 15 * time.Second, CleanupTTL: 72 * time.Hour},
 		Egress:   Egress{Mode: "open"},
 		Log:      Log{Format: "text", Level: "info", Access: true},
@@ -80,6 +81,7 @@ func TestEveryVariable(t *testing.T) {
 		"STROMBOLI_AGENT_IMAGE_TAG": "t", "STROMBOLI_AGENT_MOUNT_CLAUDE_CLI": "false", "STROMBOLI_AGENT_CLI_IMAGE": "i", "STROMBOLI_AGENT_CLI_IMAGE_TAG": "t",
 		"STROMBOLI_AGENT_AUTO_PULL_CLI": "false", "STROMBOLI_COMPOSE_ALLOW_PRIVILEGED": "true", "STROMBOLI_COMPOSE_ALLOW_HOST_NETWORK": "true",
 		"STROMBOLI_COMPOSE_ALLOW_HOST_VOLUMES": "true", "STROMBOLI_COMPOSE_BUILD_TIMEOUT": "1m", "STROMBOLI_COMPOSE_HEALTH_TIMEOUT": "1m", "STROMBOLI_COMPOSE_STACK_TTL": "2m",
+		"STROMBOLI_AUDIT_ENABLED": "false", "STROMBOLI_AUDIT_FILE": "/af", "STROMBOLI_AUDIT_MAX_FILE_SIZE": "5000", "STROMBOLI_AUDIT_MAX_FILE_AGE": "2h",
 		"STROMBOLI_SERVER_MAX_CONNECTIONS": "9", "STROMBOLI_SERVER_MAX_CONNECTIONS_PER_ADDRESS": "8",
 	}
 	var environ []string

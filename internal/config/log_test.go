@@ -30,7 +30,7 @@ func TestLogAndMetricsAreRefused(t *testing.T) {
 		{"STROMBOLI_LOG_LEVELS=runner=info,runner=warn", "two levels"},
 		{"STROMBOLI_LOG_LEVEL=loud", "STROMBOLI_LOG_LEVEL"},
 		{"STROMBOLI_LOG_FORMAT=xml", "STROMBOLI_LOG_FORMAT"},
-		{"STROMBOLI_LOG_ACCESS=perhaps", "Access"},
+		{"STROMBOLI_LOG_ACCESS=perhaps", "true or false"},
 		{"STROMBOLI_METRICS_ADDRESS=localhost", "STROMBOLI_METRICS_ADDRESS"},
 		{"STROMBOLI_METRICS_ADDRESS=localhost:http", "STROMBOLI_METRICS_ADDRESS"},
 		{"STROMBOLI_METRICS_ENABLED=perhaps", "true or false"},

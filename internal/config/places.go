@@ -19,6 +19,7 @@ func (c *Config) absolute() error {
 		{"STROMBOLI_DATA_HOST_DIR", &c.DataHostDir},
 		{"STROMBOLI_AGENT_SESSIONS_DIR", &c.Agent.SessionsDir},
 		{"STROMBOLI_AGENT_SESSIONS_HOST_DIR", &c.Agent.SessionsHostDir},
+		{"STROMBOLI_AUDIT_FILE", &c.Audit.File},
 	} {
 		if *v.path == "" {
 			continue

@@ -51,6 +51,8 @@ func (c *Config) validate() error {
 	p.check(c.Jobs.CleanupInterval < time.Second, "STROMBOLI_JOBS_CLEANUP_INTERVAL", "must be at least 1s")
 	p.check(c.Webhook.Timeout < time.Second || c.Webhook.Timeout > 2*time.Minute, "STROMBOLI_WEBHOOK_TIMEOUT", "must be from 1s to 2m")
 	p.check(c.Webhook.CleanupTTL < time.Minute, "STROMBOLI_WEBHOOK_CLEANUP_TTL", "must be at least 1m")
+	p.check(c.Audit.MaxFileSize < 4096, "STROMBOLI_AUDIT_MAX_FILE_SIZE", "must be at least 4096 bytes")
+	p.check(c.Audit.MaxFileAge < time.Minute, "STROMBOLI_AUDIT_MAX_FILE_AGE", "must be at least 1m")
 	p.check(c.OrphanTimeout < time.Second, "STROMBOLI_ORPHAN_TIMEOUT", "must be at least 1s")
 	p.check(!slices.Contains([]string{"auto", "none"}, c.Sandbox.UserNS), "STROMBOLI_SANDBOX_USERNS", "%q is neither auto nor none", c.Sandbox.UserNS)
 	p.check(!slices.Contains([]string{"default", "unconfined"}, c.Sandbox.Seccomp), "STROMBOLI_SANDBOX_SECCOMP", "%q is neither default nor unconfined", c.Sandbox.Seccomp)

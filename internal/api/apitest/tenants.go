@@ -89,6 +89,7 @@ func ForeignRequests(o Objects) []Foreign {
 		{Pattern: "GET /swagger/doc.json"},
 		{Pattern: "GET /docs"},
 		{Pattern: "GET /docs/{file}"},
+		{Pattern: "GET /audit"}, // what the caller's own tenant did
 		{Pattern: "GET /health"},
 		{Pattern: "GET /livez"},
 		{Pattern: "GET /readyz"},
