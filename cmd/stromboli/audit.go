@@ -37,7 +37,7 @@ func (auditVerifyCommand) Help() string {
 func (c auditVerifyCommand) Run(p process) error {
 	path := c.File
 	if path == "" {
-		cfg, err := config.Load(p.environ)
+		cfg, err := p.config()
 		if err != nil {
 			return err
 		}

@@ -47,8 +47,15 @@ func openDataDir(path string) (*dataDir, error) {
 		}
 		return nil, fmt.Errorf("locking the data directory: %w", err)
 	}
+	if _, err := os.Lstat(filepath.Join(path, restoring)); err == nil {
+		_ = lock.Close()
+		return nil, fmt.Errorf("data directory %s: a restore into it was cut short: remove what is in it and restore again", path)
+	}
 	return &dataDir{path: path, lock: lock}, nil
 }
+
+// restoring is the name of a file that is there while a restore goes on.
+const restoring = "restoring"
 
 // places makes the directories that are mounted into sandboxes and resolves
 // what leads to them: the engine would see other paths than the server.

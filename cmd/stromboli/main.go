@@ -75,6 +75,8 @@ type commands struct {
 	Config  configCommand     `cmd:"" help:"Print or check the configuration."`
 	Secrets secretsCommand    `cmd:"" help:"Keep the server's secrets."`
 	Audit   auditCommand      `cmd:"" help:"Look after the audit log."`
+	Backup  backupCommand     `cmd:"" help:"Copy the server's data, while it runs or not."`
+	Restore restoreCommand    `cmd:"" help:"Put a backup into an empty data directory."`
 	Bench   benchCommand      `cmd:"" help:"Measure the start of a run against the bare CLI and podman run."`
 	Version versionCommand    `cmd:"" help:"Print the version."`
 	Probe   benchProbeCommand `cmd:"" hidden:"" name:"bench-probe" help:"Measure a source over the network; used by bench."`

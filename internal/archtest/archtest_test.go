@@ -32,6 +32,7 @@ func may() map[string][]string {
 		"cmd/stromboli-shim": {"internal/shim"},
 
 		"internal/audit":             {root},
+		"internal/backup":            {},
 		"internal/config":            {},
 		"internal/policy":            {root},
 		"internal/claude":            {root},
@@ -103,6 +104,7 @@ func stdOnly() map[string][]string {
 		"client":                 {},
 		"images":                 {},
 		"internal/audit":         {},
+		"internal/backup":        {},
 		"cmd/stromboli-shim":     {},
 		"internal/unixsock":      {"golang.org/x/sys/"},
 		"internal/idmap":         {"golang.org/x/sys/"},

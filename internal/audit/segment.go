@@ -88,7 +88,7 @@ func lines(r io.Reader, at int64, fn func(line []byte, at int64, whole bool) boo
 				return err
 			}
 			if whole := err == nil; !fn([]byte(cut), at, whole) || !whole {
-				return nil //nolint:nilerr // the end of the file
+				return nil // the end of the file
 			}
 		case errors.Is(err, io.EOF):
 			if len(line) > 0 {

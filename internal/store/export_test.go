@@ -2,7 +2,11 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
+	"io/fs"
+
+	"github.com/pressly/goose/v3"
 
 	"github.com/tomblancdev/stromboli"
 )
@@ -80,4 +84,62 @@ func (s *Store) OweMany(ctx context.Context, n, hosts int) error {
 		return 0, err
 	})
 	return err
+}
+
+// MakeOld makes a database of an old schema, with the rows that statements
+// insert, and counts them by table.
+func MakeOld(ctx context.Context, path string, schema int64, statements string) (map[string]int, error) {
+	if err := touch(path); err != nil {
+		return nil, err
+	}
+	db, err := openFile(path, "rw", "journal_mode(WAL)")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = db.Close() }()
+	files, err := fs.Sub(migrationFiles, "migrations")
+	if err != nil {
+		return nil, err
+	}
+	provider, err := goose.NewProvider(goose.DialectSQLite3, db, files, goose.WithVerbose(false))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := provider.UpTo(ctx, schema); err != nil {
+		return nil, err
+	}
+	if _, err := db.ExecContext(ctx, statements); err != nil {
+		return nil, err
+	}
+	return tables(ctx, db)
+}
+
+// Tables counts the rows by table.
+func (s *Store) Tables(ctx context.Context) (map[string]int, error) { return tables(ctx, s.readDB) }
+
+func tables(ctx context.Context, db *sql.DB) (map[string]int, error) {
+	rows, err := db.QueryContext(ctx, `SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name <> 'goose_db_version'`)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	out := map[string]int{}
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			return nil, err
+		}
+		out[name] = 0
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	for name := range out {
+		var n int
+		if err := db.QueryRowContext(ctx, `SELECT count(*) FROM "`+name+`"`).Scan(&n); err != nil {
+			return nil, err
+		}
+		out[name] = n
+	}
+	return out, nil
 }

@@ -24,16 +24,30 @@ func migrate(ctx context.Context, db *sql.DB) error {
 	if err != nil {
 		return err
 	}
-	sources := provider.ListSources()
-	newest := sources[len(sources)-1].Version
+	newest, err := newestSchema()
+	if err != nil {
+		return err
+	}
 	have, err := provider.GetDBVersion(ctx)
 	if err != nil {
 		return err
 	}
 	if have > newest {
-		return fmt.Errorf("%w: the database has schema %d and this program knows %d; run the release that wrote it, or a later one",
-			ErrNewerSchema, have, newest)
+		return newer(have, newest)
 	}
 	_, err = provider.Up(ctx)
 	return err
+}
+
+func newer(have, known int64) error {
+	return fmt.Errorf("%w: the database has schema %d and this program knows %d; run the release that wrote it, or a later one", ErrNewerSchema, have, known)
+}
+
+// newestSchema is the schema that this program makes.
+func newestSchema() (int64, error) {
+	entries, err := fs.ReadDir(migrationFiles, "migrations") // sorted by name
+	if err != nil {
+		return 0, err
+	}
+	return goose.NumericComponent(entries[len(entries)-1].Name())
 }
