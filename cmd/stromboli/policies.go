@@ -75,9 +75,9 @@ func (p *policies) readCallers(cfg *config.Config, log *slog.Logger) error {
 // rateLimit is how much callers may ask.
 func rateLimit(cfg *config.Config) (api.RateLimit, error) {
 	c := cfg.RateLimit
-	if !c.Enabled {
-		return api.RateLimit{}, nil
-	}
 	proxies, err := c.Proxies()
+	if !c.Enabled {
+		return api.RateLimit{TrustedProxies: proxies}, err // log and audit log tell of addresses too
+	}
 	return api.RateLimit{RPS: c.RPS, Burst: c.Burst, TrustedProxies: proxies}, err
 }

@@ -117,7 +117,11 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 	}
 	go l.write()
 	if torn != nil {
-		if _, err := l.Append(ctx, *torn); err != nil {
+		_, err := l.Append(ctx, *torn)
+		if errors.Is(err, stromboli.StorageFull) { // the program's log has told of it
+			err = nil
+		}
+		if err != nil {
 			return nil, errors.Join(fmt.Errorf("audit log %s: recording its repair: %w", cfg.Path, err), l.Close())
 		}
 	}

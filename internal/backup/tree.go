@@ -21,7 +21,7 @@ func (w *Writer) AddTree(ctx context.Context, name, dir string, skip func(string
 	done := make(chan error, 1)
 	go func() {
 		err := pack(ctx, p, dir, skip)
-		p.CloseWithError(err) //nolint:gosec // never fails
+		p.CloseWithError(err)
 		done <- err
 	}()
 	err := w.Add(ctx, name, r)
