@@ -147,6 +147,10 @@ func TestReload(t *testing.T) {
 	if body := s.wantStatus(http.StatusOK, "GET", "/health", "", ""); strings.Contains(body, "degraded") {
 		t.Errorf("after it was mended: %s", body)
 	}
+	body := s.wantStatus(http.StatusOK, "GET", "/audit?action=config.reload", authOther, "")
+	if ok, refused := strings.Count(body, `"outcome":"ok"`), strings.Count(body, `"outcome":"refused"`); ok != 2 || refused != 6 || !strings.Contains(body, "STROMBOLI_EGRESS_DENY") {
+		t.Errorf("two reloads and six refused ones in the audit log: %s", body)
+	}
 	if err := s.c.Cancel(s.ctx(), id); err != nil {
 		t.Error(err)
 	}

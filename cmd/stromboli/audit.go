@@ -17,6 +17,7 @@ const (
 	actServerStart  = "server.start"
 	actServerStop   = "server.stop"
 	actSecretsRekey = "secret.rekey"
+	actConfigReload = "config.reload"
 )
 
 type auditCommand struct {
@@ -85,13 +86,13 @@ func openAudit(ctx context.Context, cfg *config.Config, log *slog.Logger) (*audi
 
 // recordDoing records one of the program's own doings. That it can't be is told and no more:
 // a full disk must not keep a server from its runs.
-func recordDoing(ctx context.Context, l *audit.Log, log *slog.Logger, action string, detail map[string]string) {
+func recordDoing(ctx context.Context, l *audit.Log, log *slog.Logger, action, outcome string, detail map[string]string) {
 	if l == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	_, err := l.Append(ctx, stromboli.AuditRecord{Action: action, Outcome: stromboli.AuditOK, Detail: detail})
+	_, err := l.Append(ctx, stromboli.AuditRecord{Action: action, Outcome: outcome, Detail: detail})
 	if err != nil {
 		log.ErrorContext(ctx, "the audit log lacks one of the program's own doings", "action", action, "error", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/backup"
 	"github.com/tomblancdev/stromboli/internal/config"
 	"github.com/tomblancdev/stromboli/internal/secret"
@@ -189,7 +190,7 @@ func (c restoreCommand) Run(ctx context.Context, p process) (err error) {
 		return fmt.Errorf("the data is restored; %w", err)
 	}
 	if trail != nil {
-		recordDoing(ctx, trail, log, actRestored, map[string]string{"state_of": src.Manifest.At.Format(time.RFC3339), "from": c.Src})
+		recordDoing(ctx, trail, log, actRestored, stromboli.AuditOK, map[string]string{"state_of": src.Manifest.At.Format(time.RFC3339), "from": c.Src})
 		if err := trail.Close(); err != nil {
 			return err
 		}

@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"strings"
 	"time"
+
+	"github.com/tomblancdev/stromboli"
 )
 
 // reloadTime bounds the wait for an egress that is not there.
@@ -30,10 +32,12 @@ func (s *server) reload(ctx context.Context) {
 		text := err.Error()
 		s.reloadFault.Store(&text)
 		s.log.ErrorContext(ctx, "the configuration was not reloaded; the one before stays in force", "error", err)
+		recordDoing(ctx, s.audit, s.log, actConfigReload, stromboli.AuditRefused, nil)
 		return
 	}
 	s.reloadFault.Store(nil)
 	s.log.InfoContext(ctx, "the configuration was reloaded", "changed", strings.Join(changed, " "))
+	recordDoing(ctx, s.audit, s.log, actConfigReload, stromboli.AuditOK, map[string]string{"changed": strings.Join(changed, " ")})
 }
 
 // takeOver judges what the configuration is by now and puts it in force. Once

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/config"
 	"github.com/tomblancdev/stromboli/internal/secret"
 	"github.com/tomblancdev/stromboli/internal/store"
@@ -57,7 +58,7 @@ func (rekeyCommand) Run(ctx context.Context, p process) (err error) {
 	if err != nil {
 		return fmt.Errorf("after %d secrets: %w", n, err)
 	}
-	recordDoing(ctx, trail, log, actSecretsRekey, map[string]string{"secrets": strconv.Itoa(n)})
+	recordDoing(ctx, trail, log, actSecretsRekey, stromboli.AuditOK, map[string]string{"secrets": strconv.Itoa(n)})
 	_, _ = fmt.Fprintf(p.stdout, "%d secrets are sealed with a new key, in %s\n", n, keyFile(cfg, dir))
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/api"
 	"github.com/tomblancdev/stromboli/internal/audit"
 	"github.com/tomblancdev/stromboli/internal/auth"
@@ -167,8 +168,8 @@ func (s *server) serve(ctx context.Context) (err error) {
 	case err != nil:
 		return errors.Join(err, ln.Close())
 	}
-	recordDoing(ctx, s.audit, s.log, actServerStart, map[string]string{"version": version, "address": url})
-	defer recordDoing(ctx, s.audit, s.log, actServerStop, nil)
+	recordDoing(ctx, s.audit, s.log, actServerStart, stromboli.AuditOK, map[string]string{"version": version, "address": url})
+	defer recordDoing(ctx, s.audit, s.log, actServerStop, stromboli.AuditOK, nil)
 	return s.loop(ctx, ln, url)
 }
 
