@@ -36,8 +36,10 @@ type Attestation struct {
 	Limits  map[string]AttestedLimit `json:"limits"`
 	Network NetworkMode              `json:"network"`
 	// Egress: filtered, or unfiltered with the network mode bridge.
-	Egress  string `json:"egress"`
-	SELinux string `json:"selinux"` // none, confined or disabled
+	Egress string `json:"egress"`
+	// Bindings are the hosts, with ports, at which egress shows a secret.
+	Bindings []string `json:"bindings,omitempty"`
+	SELinux  string   `json:"selinux"` // none, confined or disabled
 	// Unenforced is what was asked for and is not in force, by the operator's
 	// leave (STROMBOLI_RESOURCES_ALLOW_UNENFORCED).
 	Unenforced []string `json:"unenforced"`

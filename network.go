@@ -53,7 +53,8 @@ type EgressRecord struct {
 	Seq   int64     `json:"seq"`
 	RunID string    `json:"run_id"`
 	At    time.Time `json:"at"` // when it began
-	// Kind: connect (a tunnel), request (plain HTTP) or model.
+	// Kind: connect (a tunnel), binding (a tunnel that was opened to show a secret),
+	// request (plain HTTP) or model.
 	Kind string `json:"kind"`
 	Host string `json:"host"`
 	Port int    `json:"port"`

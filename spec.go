@@ -61,6 +61,9 @@ type RunSpec struct {
 	// Network is what the run may reach, within what the server permits. Unset:
 	// the server's default.
 	Network Network `json:"network,omitzero"`
+	// Bindings put secrets on requests to hosts, outside of the sandbox, at most
+	// 20.
+	Bindings []Binding `json:"bindings,omitempty"`
 
 	Claude ClaudeOptions `json:"claude,omitzero"`
 	Podman PodmanOptions `json:"podman,omitzero"`

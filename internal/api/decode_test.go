@@ -21,7 +21,7 @@ func TestDecodeUnset(t *testing.T) {
 		`{"prompt":"p","workdir":"","on_disconnect":"","metadata":{},"claude":[],"podman":""}`,
 		`{"prompt":"p","claude":{"session_id":"","resume":false,"model":null,"allowed_tools":[],"max_turns":null,"max_budget_usd":"","timeout":"","output_format":""}}`,
 		`{"prompt":"p","claude":{"resume":"","allowed_tools":{},"max_turns":[]}}`,
-		`{"prompt":"p","webhook_url":"","env":{},"keep":false,"bindings":{"a":{"b":[],"c":""}},"network":{"mode":"","allow":[]},"claude":{"continue":false,"agents":{},"tools":[],"debug":""}}`,
+		`{"prompt":"p","webhook_url":"","env":{},"keep":false,"bindings":[],"workspace":{"a":{"b":[],"c":""}},"network":{"mode":"","allow":[]},"claude":{"continue":false,"agents":{},"tools":[],"debug":""}}`,
 		`{"prompt":"p","podman":{"secrets_env":{},"environment":{"type":"","path":"","service":""},"lifecycle":{"on_create_command":[],"hooks_timeout":""}}}`,
 		`{"prompt":"p","signal":{"aborted":[1,{"x":2}]}}`,
 		`{"prompt":"q","prompt":"p"}`,

@@ -30,7 +30,7 @@ func contract() vocabulary {
 // notSupportedYet names the contract's fields that this version refuses.
 func notSupportedYet(path string) bool {
 	switch path {
-	case "bindings", "permission_prompts", "workspace", "keep", "podman.environment":
+	case "permission_prompts", "workspace", "keep", "podman.environment":
 		return true
 	}
 	return false

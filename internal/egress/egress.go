@@ -5,11 +5,14 @@
 // model: it goes to the configured endpoint with the real credential put on in
 // place of what the sandbox sent. CONNECT and absolute-form requests are
 // proxied to public hosts; what an address policy refuses is refused at connect
-// time, on the addresses that are really dialled.
+// time, on the addresses that are really dialled. A CONNECT to a host that the
+// sandbox's bindings name is opened: its TLS ends here on both sides, and each
+// request is shown the bound secret. All others pass as they are.
 //
 // It promises: a connection proves who it is, by the kernel's word on its peer
 // and by a token, before a byte of it is used; the credential goes nowhere but
-// to the model's endpoint, over verified TLS where that is HTTPS; an answer is
+// to the model's endpoint, over verified TLS where that is HTTPS, and a bound
+// secret nowhere but to its host, over verified TLS; an answer is
 // passed on at once and never cut for being slow; a request in flight is not
 // touched by a change of configuration, by the server's death or by its return.
 //

@@ -13,6 +13,7 @@ import (
 // The kinds of connections in the audit.
 const (
 	kindTunnel  = "connect"
+	kindBinding = "binding" // a tunnel that is opened here
 	kindRequest = "request"
 	kindModel   = "model"
 )
@@ -93,7 +94,11 @@ func (r *rules) permit(kind string, to target) error {
 	if kind == kindModel {
 		return r.judgeModel()
 	}
-	return r.judge(to)
+	if err := r.judge(to); err != nil || kind != kindBinding {
+		return err
+	}
+	_, err := r.binding(to)
+	return err
 }
 
 // reached says what was dialled, and reports whether the rules that hold by now

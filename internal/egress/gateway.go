@@ -31,6 +31,7 @@ type gateway struct {
 	idle     time.Duration            // of a tunnel
 	maxConns int                      // of one sandbox
 	headers  time.Duration            // for a request's headers to come
+	maxOpen  int                      // of those, that are opened
 
 	mu    sync.Mutex
 	doors map[string]*door
@@ -50,6 +51,7 @@ func newGateway(cfg ServeConfig) *gateway {
 		idle:     tunnelIdle,
 		maxConns: maxConns,
 		headers:  headerLimit,
+		maxOpen:  maxOpened,
 		doors:    map[string]*door{},
 		model: &http.Transport{
 			Proxy: modelProxy,

@@ -20,10 +20,12 @@ type handler struct {
 	model *httputil.ReverseProxy
 	plain *httputil.ReverseProxy
 	out   *http.Transport // of plain; each sandbox has its own, so that none uses another's connections
+
+	opened chan struct{} // a slot for each opened connection
 }
 
 func newHandler(g *gateway, d *door) *handler {
-	h := &handler{g: g, door: d}
+	h := &handler{g: g, door: d, opened: make(chan struct{}, g.maxOpen)}
 	h.out = &http.Transport{
 		DialContext: func(ctx context.Context, _, target string) (net.Conn, error) {
 			return h.dialFor(ctx, target)
@@ -199,18 +201,22 @@ func (h *handler) plainError(w http.ResponseWriter, r *http.Request, err error) 
 	dialFailure(w, err)
 }
 
-// connect opens a tunnel.
+// connect opens a tunnel. One to a bound host ends here on both sides.
 func (h *handler) connect(w http.ResponseWriter, r *http.Request) {
-	f := h.admit(w, r, kindTunnel, r.URL.Host)
+	f := h.admit(w, r, h.door.kindOf(r.URL.Host), r.URL.Host)
 	if f == nil {
 		return
 	}
 	defer f.end()
-	up, err := h.dial(f.ctx, f.to) //nolint:contextcheck // the flow's is the request's
-	if err == nil {
-		if err = f.reached(peerOf(up)); err != nil {
-			_ = up.Close()
+	var up streamConn
+	var o *opened
+	var err error
+	if f.rec.Kind == kindBinding {
+		if o, err = h.openTo(f); err == nil {
+			defer o.close()
 		}
+	} else if up, err = h.tunnelTo(f); err == nil {
+		defer func() { _ = up.Close() }()
 	}
 	if err != nil {
 		f.failed(err)
@@ -222,25 +228,45 @@ func (h *handler) connect(w http.ResponseWriter, r *http.Request) {
 	}
 	hijacked, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
-		_ = up.Close()
 		proxyFailure(w, http.StatusInternalServerError, "no tunnel on this connection")
 		return
 	}
+	defer func() { _ = hijacked.Close() }() // gives the slot back
 	down, ok := hijacked.(*conn)
 	if !ok {
-		_, _ = hijacked.Close(), up.Close()
 		return
 	}
-	defer func() { _ = down.Close() }()                                          // gives the slot back
-	defer context.AfterFunc(f.ctx, func() { _, _ = down.Close(), up.Close() })() //nolint:contextcheck // see above
+	defer context.AfterFunc(f.ctx, func() { //nolint:contextcheck // the flow's is the request's
+		_ = down.Close()
+		if up != nil {
+			_ = up.Close()
+		}
+	})()
 	_ = down.SetDeadline(time.Time{})
 	early := buffered.Reader.Buffered()
-	if err := start(down, up, early, buffered); err != nil {
-		_ = up.Close()
+	if o != nil {
+		if start(down, nil, 0, nil) == nil {
+			o.serve(down, io.LimitReader(buffered, int64(early))) //nolint:contextcheck // the flow's is the request's
+		}
+		return
+	}
+	if start(down, up, early, buffered) != nil {
 		return
 	}
 	f.rec.Received, f.rec.Sent = relay(down.UnixConn, up, h.g.idle)
 	f.rec.Sent += int64(early)
+}
+
+// tunnelTo connects to where a tunnel leads.
+func (h *handler) tunnelTo(f *flow) (streamConn, error) {
+	up, err := h.dial(f.ctx, f.to)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.reached(peerOf(up)); err != nil {
+		return nil, errors.Join(err, up.Close())
+	}
+	return up, nil
 }
 
 // start answers a CONNECT and passes on what the client sent along with it.

@@ -75,6 +75,7 @@ func (h *handover) follow() {
 			default:
 				if r, err := compileRules(n); err == nil {
 					d.mu.Lock()
+					r.bound = d.rules.bound // secrets are the successor's to tell, and are not asked for
 					d.govern(r)
 					d.mu.Unlock()
 				}

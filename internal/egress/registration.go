@@ -17,6 +17,10 @@ type Sandbox struct {
 	Tenant string `json:"tenant,omitempty"`
 	// Network is what the sandbox may reach.
 	Network stromboli.Network `json:"network"`
+	// Bindings are hosts that are shown a secret. Connections to them are opened
+	// with Identity.
+	Bindings []Binding `json:"bindings,omitempty"`
+	Identity Identity  `json:"identity,omitzero"`
 	// Closed: its connections end, and its records wait to be read. Nothing but
 	// ID matters then.
 	Closed bool `json:"closed,omitempty"`
@@ -44,7 +48,7 @@ func (s Sandbox) validate() error {
 	case len(s.Token) < 16 || len(s.Token) > 256:
 		return errors.New("token: 16 to 256 characters")
 	}
-	_, err := compileRules(s.Network)
+	_, err := compileSandbox(s)
 	return err
 }
 
@@ -59,13 +63,13 @@ func validID(id string) bool {
 	return id != "" && len(id) <= 128
 }
 
-// String implements fmt.Stringer without the token.
+// String implements fmt.Stringer without token and secrets.
 func (s Sandbox) String() string { return "sandbox " + s.ID }
 
-// GoString implements fmt.GoStringer without the token.
+// GoString implements fmt.GoStringer without token and secrets.
 func (s Sandbox) GoString() string { return s.String() }
 
-// LogValue implements slog.LogValuer without the token.
+// LogValue implements slog.LogValuer without token and secrets.
 func (s Sandbox) LogValue() slog.Value { return slog.StringValue(s.ID) }
 
 // peerVerdict is what a registration says of a peer's uid.

@@ -14,6 +14,7 @@ import (
 type rules struct {
 	mode        stromboli.NetworkMode
 	allow, deny policy.Hosts
+	bound       bound
 }
 
 // compileRules refuses a network that is not complete: a sandbox without rules
@@ -33,6 +34,16 @@ func compileRules(n stromboli.Network) (*rules, error) {
 		return nil, fmt.Errorf("network: deny: %w", err)
 	}
 	return r, nil
+}
+
+// compileSandbox makes a registration's network and bindings ready.
+func compileSandbox(s Sandbox) (*rules, error) {
+	r, err := compileRules(s.Network)
+	if err != nil {
+		return nil, err
+	}
+	r.bound, err = compileBindings(s.Bindings, s.Identity)
+	return r, err
 }
 
 // target is where a connection is to lead: a name or an address.

@@ -42,6 +42,8 @@ type door struct {
 	wg     sync.WaitGroup
 	asked  sync.WaitGroup // requests being answered
 	closed func()         // what else goes with the sandbox
+	leaves chan struct{}  // closed when a successor serves the sandbox
+	leave  sync.Once
 	audit  *audit
 
 	mu      sync.Mutex
@@ -61,7 +63,7 @@ func newDoor(reg Sandbox, records *audit, limit int, log *slog.Logger) *door {
 	ctx, cancel := context.WithCancel(context.Background()) // ended by close
 	return &door{
 		log: log.With("sandbox", reg.ID), ctx: ctx, cancel: cancel, reg: reg,
-		ready: make(chan net.Conn), noMore: make(chan struct{}), slots: make(chan struct{}, limit),
+		ready: make(chan net.Conn), noMore: make(chan struct{}), leaves: make(chan struct{}), slots: make(chan struct{}, limit),
 		changed: make(chan struct{}), conns: map[*conn]struct{}{}, flows: map[*flow]struct{}{}, audit: records,
 		rules: &rules{mode: stromboli.NetworkNone},
 	}
@@ -99,7 +101,7 @@ func (d *door) counted(h http.Handler) http.Handler {
 // register makes reg hold, for open connections too, and listens where it says
 // unless the socket there is this door's already. It returns what it has cut.
 func (d *door) register(reg Sandbox) (cut []*flow, err error) {
-	r, err := compileRules(reg.Network)
+	r, err := compileSandbox(reg)
 	if err != nil {
 		return nil, err
 	}
@@ -249,6 +251,7 @@ func (d *door) stopListening() {
 
 // drain waits until no request and no tunnel is left, or ctx ends.
 func (d *door) drain(ctx context.Context) {
+	d.leave.Do(func() { close(d.leaves) })
 	_ = d.server.Shutdown(ctx) // closes idle connections, knows no tunnels
 	for d.open() > 0 && sleep(ctx, 50*time.Millisecond) {
 	}

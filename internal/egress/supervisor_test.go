@@ -3,11 +3,14 @@ package egress
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -348,5 +351,66 @@ func TestSupervisorSaysWhyItDoesNotStart(t *testing.T) {
 	}
 	if err := sup.Remove(t.Context(), "s-s"); err != nil {
 		t.Errorf("Remove: %v", err)
+	}
+}
+
+// TestBindingsSurviveDeath: a process that comes after one that was killed knows
+// the bindings before it takes a connection: none reaches the host without.
+func TestBindingsSurviveDeath(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	world, inside := newAuthority(t), newAuthority(t)
+	shown := make(chan string, 1000)
+	host := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { shown <- r.Header.Get("Authorization") }))
+	to := "localhost:" + startTLS(t, host, world.issue(time.Now().Add(time.Hour), "localhost"))
+	roots := filepath.Join(dir, "roots.pem")
+	if err := os.WriteFile(roots, world.pem(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := supervise(t, filepath.Join(dir, "egress"), "one", "SSL_CERT_FILE="+roots)
+	if err := s.SetConfig(t.Context(), Config{Allow: []string{to}}); err != nil {
+		t.Fatal(err)
+	}
+	reg := registration(filepath.Join(dir, "1"))
+	reg.Bindings, reg.Identity = []Binding{{To: to, Header: "Authorization", Value: boundSecret}}, inside.identity("localhost")
+	if err := s.Add(t.Context(), reg); err != nil {
+		t.Fatal(err)
+	}
+	tool := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: inside.pool()},
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialSandbox(ctx, reg.Socket) },
+		Proxy:       func(*http.Request) (*url.URL, error) { return &url.URL{Scheme: "http", Host: "egress"}, nil },
+	}}
+	get := func() error {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+to, nil)
+		if err != nil {
+			return err
+		}
+		resp, err := tool.Do(req)
+		if err != nil {
+			return err
+		}
+		return resp.Body.Close()
+	}
+	for range 3 {
+		if err := get(); err != nil {
+			t.Fatal(err)
+		}
+		pid := s.pid(t)
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the host is reached again", func() bool {
+			err := get()
+			if err != nil && strings.Contains(err.Error(), "certificate") { // the host's own: it was not opened
+				t.Error(err)
+			}
+			return err == nil
+		})
+	}
+	for len(shown) > 0 {
+		if got := <-shown; got != boundSecret {
+			t.Errorf("the host was shown %q", got)
+		}
 	}
 }

@@ -64,6 +64,9 @@ type Config struct {
 	// Network is what sandboxes may reach at most.
 	Network NetworkConfig
 
+	// ModelHosts are the model's, which no request may bind a secret to.
+	ModelHosts []string
+
 	// Webhooks are hosts that webhooks may be sent to though they aren't public.
 	Webhooks Hosts
 
@@ -124,6 +127,7 @@ func Check(spec stromboli.RunSpec, c Config) (Plan, error) {
 		func() (err error) { p.HooksTimeout, err = hooks(spec.Podman.Lifecycle); return err },
 		func() error { return p.mounts(spec.Podman.Volumes, spec.Workdir != "", c) },
 		func() (err error) { p.Network, err = c.Network.Network(spec.Network); return err },
+		func() error { return bindings(spec.Bindings, p.Network, c) },
 	} {
 		if err := check(); err != nil {
 			return Plan{}, err
