@@ -328,6 +328,12 @@ func evidenceRows() []evidence {
 			set: claude(func(o *stromboli.ClaudeOptions) { o.EnablePowershellTool = true }),
 		},
 
+		{field: "bindings", value: "a list", where: sandbox, shows: "`git`, `npm`, `pip` and `curl` get what the hosts give for the secret alone", by: "TestBindings"},
+		{field: "bindings[].host", value: "`git.example`", where: sandbox, shows: "another host is shown nothing", by: "TestBindings"},
+		{field: "bindings[].secret", value: "a secret's name", where: sandbox, shows: "the host's answer", by: "TestBindings"},
+		{field: "bindings[].scheme", value: "`basic`, `bearer`, `header`", where: sandbox, shows: "the host's answer", by: "TestBindings"},
+		{field: "bindings[].username", value: "`reader`", where: sandbox, shows: "the host's answer", by: "TestBindings"},
+		{field: "bindings[].header", value: "`X-Api-Key`", where: sandbox, shows: "the host's answer", by: "TestBindings"},
 		{field: "podman.secrets_env", value: "`{\"TOKEN\":\"token\"}`", where: sandbox, shows: "a tool's environment, by the value's hash", by: "TestSecrets"},
 		{field: "podman.image", value: "another image", where: sandbox, shows: "a directory that the agent image lacks", by: "TestEvidence/podman.image"},
 		{field: "podman.volumes", value: "`…:/mnt/v:ro`, `…:/mnt/v:rw`", where: sandbox, shows: "a file of the host; written only with `rw`", by: "TestEvidence/podman.volumes"},

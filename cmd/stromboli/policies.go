@@ -35,6 +35,7 @@ func newPolicies(cfg *config.Config, environ []string, log *slog.Logger, own ...
 	var errs [9]error
 	p.image, errs[0] = defaultImage(cfg, environ)
 	p.limits, errs[1] = policyConfig(cfg, p.image)
+	p.limits.ModelHosts = modelHosts(environ)
 	p.diskLimit, p.diskReserve, errs[2] = diskLimits(cfg)
 	p.rate, errs[3] = rateLimit(cfg)
 	errs[4] = p.readCallers(cfg, log)

@@ -334,7 +334,7 @@ func (s *server) open(ctx context.Context) error {
 		trail = s.audit
 	}
 	s.api, err = api.New(api.Config{
-		Audit: trail, Runs: s.runner, Events: log, Sessions: s.runner, Secrets: s.vault, Images: s.images, Webhooks: s.hooks, System: s.system, Log: s.logs.Part("api"), Render: claude.AssistantText, Visible: claude.Visible,
+		Audit: trail, Runs: s.runner, Events: log, Sessions: s.runner, Secrets: keptSecrets{s.vault, s.runner.SecretChanged}, Images: s.images, Webhooks: s.hooks, System: s.system, Log: s.logs.Part("api"), Render: claude.AssistantText, Visible: claude.Visible,
 		Metrics: s.metricsHandler(), Served: s.served, NoAccessLog: !s.cfg.Log.Access,
 		Access: s.access(), Auth: s.auth, RateLimit: s.policies.rate,
 		TLS: s.certificate.config(), AllowedHosts: s.cfg.Server.AllowedHosts, MaxBody: s.cfg.Server.MaxBody,

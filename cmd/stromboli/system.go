@@ -31,7 +31,7 @@ const checkTime = 3 * time.Second
 func capabilities() []string {
 	return []string{
 		"events", "idempotency", "stream_resume", "run_stream_post", "egress_proxy", "network_policy", "egress_records", "attestation", "secrets", "images", "survives_restart",
-		"sessions", "session_import", "session_continue", "session_fork", "session_alias", "no_persistence", "env", "background_wait", "content", "webhooks", "hooks",
+		"sessions", "session_import", "session_continue", "session_fork", "session_alias", "no_persistence", "env", "background_wait", "content", "webhooks", "hooks", "bindings",
 	}
 }
 
@@ -188,6 +188,12 @@ type doors struct{ supervisor *egress.Supervisor }
 // Add opens a sandbox's socket.
 func (d doors) Add(ctx context.Context, door sandbox.Door) error {
 	s := egress.Sandbox{ID: door.ID, RunID: door.RunID, Tenant: door.Reach.Tenant, Socket: door.Socket, Token: door.Token, Network: door.Reach.Network}
+	for _, b := range door.Reach.Bindings {
+		s.Bindings = append(s.Bindings, egress.Binding{To: b.To, Header: b.Header, Value: b.Value, Fault: b.Fault})
+	}
+	if len(s.Bindings) > 0 {
+		s.Identity = egress.Identity{Certificate: door.Identity.Certificate, Key: door.Identity.Key}
+	}
 	if door.Peer.Not {
 		s.NotUID, s.HasNotUID = door.Peer.UID, true
 	} else {

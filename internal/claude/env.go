@@ -54,6 +54,10 @@ type EnvConfig struct {
 	// Secrets are further variables of the run's, which have passed
 	// ValidateSecretsEnv.
 	Secrets map[string]string
+	// Bundle and Authority are files with the certificates that tools are to trust:
+	// the image's authorities and the sandbox's, and the latter alone. Empty: as
+	// the image has it.
+	Bundle, Authority string
 	// Options are the run's: some of them the CLI takes from its environment.
 	Options stromboli.ClaudeOptions
 }
@@ -130,6 +134,16 @@ func Env(c EnvConfig) []string {
 	e.set("NO_PROXY", "localhost,127.0.0.1,::1")
 	e.set("no_proxy", "localhost,127.0.0.1,::1")
 	e.set("NODE_USE_ENV_PROXY", "1")
+
+	for _, name := range trustNames() {
+		switch {
+		case c.Bundle == "":
+		case name == "NODE_EXTRA_CA_CERTS": // comes on top of Node's own
+			e.set(name, c.Authority)
+		default:
+			e.set(name, c.Bundle)
+		}
+	}
 
 	switch c.CredentialKind {
 	case AuthToken:

@@ -69,6 +69,26 @@ func ValidateEnv(field string, env map[string]string) error {
 	return nil
 }
 
+// trustNames are the variables by which tools find the certificates that they
+// trust: git, curl, what is made with OpenSSL or Go (Python and Ruby among them),
+// Node and npm, Python's requests, pip, cargo, and the AWS tools.
+func trustNames() []string {
+	return []string{
+		"GIT_SSL_CAINFO", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CARGO_HTTP_CAINFO", "AWS_CA_BUNDLE",
+	}
+}
+
+// ValidateTrust refuses variables that a run with bindings gets from the
+// server.
+func ValidateTrust(field string, env map[string]string) error {
+	for _, name := range trustNames() {
+		if _, set := env[name]; set {
+			return stromboli.FieldError(field+"."+name, "is set up by the server for a run with bindings")
+		}
+	}
+	return nil
+}
+
 // maxSecretsEnv is how many secrets a run may have in its environment.
 const maxSecretsEnv = 50
 

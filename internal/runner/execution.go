@@ -82,8 +82,12 @@ type execution struct {
 	// that was answered beats the result.
 	ending sync.Mutex
 
-	networks sync.Mutex // held while the network is changed
+	networks sync.Mutex // held while the network or what is bound is changed
 	network  stromboli.Network
+	bindings []sandbox.Binding // what egress is told; wanted is what the run asks for
+
+	tenant string
+	wanted []stromboli.Binding
 
 	mu       sync.Mutex
 	wish     stromboli.Reason        // why the run is to be cancelled, empty while it isn't
@@ -100,7 +104,7 @@ func newExecution(r *Runner, run stromboli.Run) *execution {
 		before = max(r.now().Sub(run.StartedAt), 0)
 	}
 	return &execution{
-		r: r, id: run.ID, row: run, network: run.Network, wish: run.CancelReason, hurry: make(chan struct{}, 1), began: time.Now().Add(-before),
+		r: r, id: run.ID, row: run, tenant: run.Tenant, wanted: run.Spec.Bindings, network: run.Network, wish: run.CancelReason, hurry: make(chan struct{}, 1), began: time.Now().Add(-before),
 		log: r.log.With("run_id", run.ID, "tenant", run.Tenant),
 	}
 }

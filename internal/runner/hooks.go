@@ -158,7 +158,7 @@ func (e *execution) runHook(ctx context.Context, list []hook, s agentStart) erro
 	e.allow(left)
 	env := claude.EnvConfig{
 		Image: e.box.ImageEnv, Home: e.box.Home, Endpoint: e.box.ProxyURL, CredentialKind: s.kind, MaxRetries: -1,
-		Timezone: e.r.cfg.Timezone, Connect: sandbox.ConnectPath, Caller: e.row.Spec.Env, Secrets: s.secrets, Options: e.row.Spec.Claude,
+		Timezone: e.r.cfg.Timezone, Connect: sandbox.ConnectPath, Caller: e.row.Spec.Env, Secrets: s.secrets, Bundle: e.box.Trust().Bundle, Authority: e.box.Trust().Authority, Options: e.row.Spec.Claude,
 	}
 	if h.root { // what root leaves in the agent's home the agent couldn't change
 		env.Home, env.User = "/root", "root"

@@ -26,7 +26,12 @@ func networkAdvice(n stromboli.Network) []stromboli.Warning {
 func (e *execution) reach() sandbox.Reach {
 	e.networks.Lock()
 	defer e.networks.Unlock()
-	return sandbox.Reach{Tenant: e.row.Tenant, Network: e.network}
+	return e.reachNow()
+}
+
+// reachNow is reach for those who hold networks.
+func (e *execution) reachNow() sandbox.Reach {
+	return sandbox.Reach{Tenant: e.tenant, Network: e.network, Bindings: e.bindings}
 }
 
 // allowed judges the run's network by the configuration, which may have become
@@ -46,10 +51,10 @@ func (e *execution) allowed() error {
 func (e *execution) keepReach(ctx context.Context, made sandbox.Reach) error {
 	e.networks.Lock()
 	defer e.networks.Unlock()
-	if same(made.Network, e.network) {
+	if same(made.Network, e.network) && slices.Equal(made.Bindings, e.bindings) {
 		return nil
 	}
-	return e.r.cfg.Sandboxes.SetReach(ctx, e.box, sandbox.Reach{Tenant: made.Tenant, Network: e.network})
+	return e.r.cfg.Sandboxes.SetReach(ctx, e.box, e.reachNow())
 }
 
 // SetNetwork changes what a run may reach, within what configuration permits,
@@ -103,7 +108,7 @@ func (e *execution) setNetwork(ctx context.Context, tenant string, n stromboli.N
 	// What is recorded is carried out, whatever becomes of the caller.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), egressPatience)
 	defer cancel()
-	if err := e.r.cfg.Sandboxes.SetReach(ctx, box, sandbox.Reach{Tenant: tenant, Network: n}); err != nil {
+	if err := e.r.cfg.Sandboxes.SetReach(ctx, box, e.reachNow()); err != nil {
 		return (&stromboli.Error{
 			Code: stromboli.EngineDown, RetryAfter: time.Second,
 			Message: "the network's change is recorded and could not be put in force yet: it is as soon as egress answers; ask again to be sure",

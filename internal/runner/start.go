@@ -31,6 +31,9 @@ func (e *execution) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := e.bind(create); err != nil {
+		return err
+	}
 	session, err := e.session(ctx)
 	if err != nil {
 		return err
@@ -148,7 +151,7 @@ func (e *execution) startAgent(ctx context.Context, s agentStart) error {
 		Env: claude.Env(claude.EnvConfig{
 			Image: e.box.ImageEnv, Home: e.box.Home, Endpoint: e.box.ProxyURL, CredentialKind: s.kind, MaxRetries: -1,
 			Timezone: e.r.cfg.Timezone, Connect: sandbox.ConnectPath,
-			Caller: e.row.Spec.Env, Secrets: s.secrets, Options: opts,
+			Caller: e.row.Spec.Env, Secrets: s.secrets, Bundle: e.box.Trust().Bundle, Authority: e.box.Trust().Authority, Options: opts,
 		}),
 		Secrets: e.secretFiles(),
 		Dir:     e.box.Workdir, UID: e.box.UID, GID: e.box.GID, Deadline: max(e.timeLeft(), time.Millisecond),
@@ -188,6 +191,9 @@ func (e *execution) reattach(ctx context.Context) error {
 	kind, err := e.credential(ctx)
 	if err != nil {
 		kind = claude.APIKey // the agent runs already; its placeholder is given
+	}
+	if err := e.bindAgain(ctx); err != nil {
+		return err
 	}
 	reach := e.reach()
 	box, err := e.r.cfg.Sandboxes.Adopt(ctx, e.row.SandboxID, reach)

@@ -36,6 +36,9 @@ func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.
 	if err := r.checkSecrets(ctx, p.Tenant, s.Spec); err != nil {
 		return stromboli.Run{}, false, err
 	}
+	if err := r.checkBindings(ctx, p.Tenant, s.Spec); err != nil {
+		return stromboli.Run{}, false, err
+	}
 	if err := checkMessage(s.Spec); err != nil {
 		return stromboli.Run{}, false, err
 	}

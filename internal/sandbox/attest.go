@@ -255,6 +255,9 @@ func (j *judgement) attestation(s Spec) *stromboli.Attestation {
 	case len(j.spec.UserNS.UIDs) > 0:
 		a.UserNamespace = UserNSAuto
 	}
+	for _, b := range s.Reach.Bindings {
+		a.Bindings = append(a.Bindings, b.To)
+	}
 	if s.Reach.Network.Mode == stromboli.NetworkBridge {
 		a.Egress = "unfiltered"
 	}

@@ -25,12 +25,16 @@ type Door struct {
 	Token     string
 	Peer      shim.PeerRule
 	Reach     Reach
+	Identity  Identity // for Reach.Bindings
 }
 
 // Reach is what egress does for a sandbox.
 type Reach struct {
 	Tenant  string
 	Network stromboli.Network // checked and complete
+	// Bindings are hosts that are shown a secret. A sandbox's hosts are those that
+	// it was made with; what is shown may change.
+	Bindings []Binding
 }
 
 // CLI finds the agent CLI for an image.

@@ -98,7 +98,7 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 		return nil, err
 	}
 	defer created()
-	if err := m.directories(s, rec, checked); err != nil {
+	if err := m.directories(ctx, s, &rec, checked); err != nil {
 		return nil, storage(err)
 	}
 	if s.BeforeStart != nil {
@@ -158,13 +158,13 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 }
 
 // directories makes what will be mounted.
-func (m *Manager) directories(s Spec, rec record, checked Plan) error {
+func (m *Manager) directories(ctx context.Context, s Spec, rec *record, checked Plan) error {
 	uid, gid := rec.UID, rec.GID
 	if m.cfg.Info.Rootless {
 		uid, gid = -1, -1
 	}
 	for _, name := range []string{"home", "workspace"} {
-		if err := sessionDir(m.ownPath(rec, name), uid, gid); err != nil {
+		if err := sessionDir(m.ownPath(*rec, name), uid, gid); err != nil {
 			return err
 		}
 	}
@@ -179,6 +179,9 @@ func (m *Manager) directories(s Spec, rec record, checked Plan) error {
 	if err := mkdirMode(filepath.Join(dir, "tmp"), 0o777|os.ModeSticky); err != nil {
 		return err
 	}
+	if err := m.bind(ctx, s, rec, checked); err != nil {
+		return err
+	}
 	config, err := json.Marshal(shim.Config{
 		Sandbox: rec.ID, Token: rec.Token, OrphanTimeoutMS: m.cfg.OrphanTimeout.Milliseconds(),
 		SpoolLimitBytes: spoolBytes, LineLimitBytes: lineBytes, ForwardAddr: forwardAddr, Unfiltered: m.cfg.Off.SyscallFilter,
@@ -186,7 +189,7 @@ func (m *Manager) directories(s Spec, rec record, checked Plan) error {
 	if err != nil {
 		return err
 	}
-	if err := m.writeRecord(rec); err != nil {
+	if err := m.writeRecord(*rec); err != nil {
 		return err
 	}
 	type file struct {
@@ -262,7 +265,8 @@ func (m *Manager) ownMounts(id string, checked Plan, cli, loader string) []engin
 		{Source: filepath.Join(dir, "group"), Target: "/etc/group", ReadOnly: true},
 		{Source: filepath.Join(dir, "hosts"), Target: "/etc/hosts", ReadOnly: true},
 		{Source: filepath.Join(dir, "resolv.conf"), Target: "/etc/resolv.conf", ReadOnly: true},
-		{Source: filepath.Join(dir, "tmp"), Target: "/tmp"}, // anybody's, and gone with the sandbox: its files may have any owner
+		{Source: filepath.Join(dir, trustName), Target: trustPath, ReadOnly: true}, // empty where nothing is bound
+		{Source: filepath.Join(dir, "tmp"), Target: "/tmp"},                        // anybody's, and gone with the sandbox: its files may have any owner
 	}
 	if len(m.cfg.Zoneinfo) > 0 {
 		mounts = append(mounts, engine.Mount{Source: filepath.Join(dir, "zoneinfo"), Target: zoneinfoPath + "/" + m.cfg.Timezone, ReadOnly: true})

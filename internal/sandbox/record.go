@@ -44,6 +44,9 @@ type record struct {
 	// BootID names the shim that the server first spoke with, before it had
 	// any agent started. Another one means that the container was restarted.
 	BootID string
+	// Identity is what connections to bound hosts are opened with; empty where
+	// nothing is bound.
+	Identity Identity
 }
 
 // recordName is the record's file in the sandbox's directory.

@@ -233,7 +233,7 @@ func (m *Manager) openEgress(ctx context.Context, rec record, peer shim.PeerRule
 	ctx, cancel := context.WithTimeout(ctx, egressTime)
 	defer cancel()
 	return m.cfg.Egress.Add(ctx, Door{
-		ID: rec.ID, RunID: rec.RunID, Socket: m.socket(rec.ID, "egress.sock"), Token: rec.Token, Peer: peer, Reach: reach,
+		ID: rec.ID, RunID: rec.RunID, Socket: m.socket(rec.ID, "egress.sock"), Token: rec.Token, Peer: peer, Reach: reach, Identity: rec.Identity,
 	})
 }
 
