@@ -171,7 +171,7 @@ func (m *Metrics) Connected(records []stromboli.EgressRecord) {
 	}
 }
 
-func connectionKinds() oneOf { return setOf("connect", "request", "model") }
+func connectionKinds() oneOf { return setOf("connect", "binding", "request", "model") }
 
 func connectionVerdicts() oneOf {
 	return setOf(stromboli.EgressAllowed, stromboli.EgressDenied, stromboli.EgressFailed)
