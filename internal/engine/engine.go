@@ -47,8 +47,9 @@ type Containers interface {
 	// exists: Remove by the name it chose settles that. A missing image is
 	// ErrImageMissing, a name in use ErrConflict.
 	Create(ctx context.Context, spec ContainerSpec) (Created, error)
-	// Start starts a created container; one that runs already is a success.
-	// A command that the image doesn't have is an error here, not at Create.
+	// Start starts a container that was created, or one that has ended: that begins
+	// anew, with its root file system as it was. The sources of its mounts must be
+	// there each time. One that runs already is a success. A command that the image doesn't have is an error here, not at Create.
 	Start(ctx context.Context, id string) error
 	// Inspect reads a container's state and what is in force for it.
 	Inspect(ctx context.Context, id string) (Container, error)

@@ -24,6 +24,7 @@ func Conformance(t *testing.T, s *Suite) {
 		{"bad command", testBadCommand},
 		{"kill", testKill},
 		{"stop", testStop},
+		{"restart", testRestart},
 		{"wait", testWait},
 		{"remove", testRemove},
 		{"list", testList},
@@ -34,6 +35,8 @@ func Conformance(t *testing.T, s *Suite) {
 		{"events", testEvents},
 		{"images", testImages},
 		{"secrets", testSecrets},
+		{"pull", testPull},
+		{"search", testSearch},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), Limit)

@@ -13,6 +13,8 @@ import (
 // Offer is an image in the registry that a Fake pulls from.
 type Offer struct {
 	Archive []byte // as Archive makes it
+	// Login, if set, is needed.
+	Login *engine.Login
 	// Gate, if set, is waited for in the middle of a pull.
 	Gate <-chan struct{}
 	// Err is the pull's end, if set.
@@ -44,6 +46,9 @@ func (f *Fake) ImagePull(ctx context.Context, p engine.Pull, progress func(engin
 	op := "pull image " + p.Ref
 	if !ok {
 		return "", fakeError(op, engine.ErrImageMissing)
+	}
+	if !offer.mayPull(p.Login) {
+		return "", fakeError(op, engine.ErrDenied)
 	}
 	if progress != nil {
 		progress(engine.PullProgress{Stage: engine.PullCopying, Layers: 1})

@@ -135,6 +135,7 @@ func TestPodman(t *testing.T) {
 		t.Run("hardening", func(t *testing.T) { testHardening(t, s, info) })
 		t.Run("limits", func(t *testing.T) { testLimits(t, s, info) })
 		t.Run("hot path", func(t *testing.T) { testHotPath(t, s) })
+		t.Run("root", func(t *testing.T) { testRoot(t, s, info) })
 		t.Run("cli", func(t *testing.T) { testCLI(t, c, s) })
 	})
 }
