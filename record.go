@@ -111,3 +111,9 @@ type SessionSave struct {
 	TranscriptKey string
 	ExpectVersion int64
 }
+
+// TranscriptUse is who needs blobs of transcripts.
+type TranscriptUse struct {
+	Keys map[string]bool // the newest of some session
+	Busy map[string]bool // ids of sessions that a run holds
+}

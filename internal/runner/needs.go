@@ -33,6 +33,7 @@ type Store interface {
 	DeleteSession(ctx context.Context, tenant, name string) (stromboli.Session, error)
 	DeletedSessions(ctx context.Context) ([]stromboli.Session, error)
 	ForgetSession(ctx context.Context, id string) error
+	TranscriptsInUse(ctx context.Context, keys []string) (stromboli.TranscriptUse, error)
 }
 
 // Log is the event log of runs. Append is durable on return and skips lines
@@ -76,6 +77,8 @@ type Blobs interface {
 	Put(ctx context.Context, key string, r io.Reader) (int64, error)
 	Get(ctx context.Context, key string) (io.ReadCloser, error)
 	Delete(ctx context.Context, key string) error
+	// Keys calls fn for each key below a prefix, in no order.
+	Keys(ctx context.Context, prefix string, fn func(key string) error) error
 	// DeleteAll removes every blob below a key.
 	DeleteAll(ctx context.Context, prefix string) error
 }

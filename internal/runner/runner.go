@@ -83,6 +83,8 @@ type Runner struct {
 	slots      int // slots in use
 	draining   bool
 
+	importing map[string]bool // keys of blobs that have no row yet; under mu
+
 	removals singleflight.Group // of deleted sessions, by id
 }
 
@@ -98,6 +100,8 @@ func New(cfg Config) *Runner {
 		log:    cfg.Logger,
 		wake:   make(chan struct{}, 1),
 		active: make(map[string]*execution),
+
+		importing: make(map[string]bool),
 	}
 	r.rules.Store(&cfg.Policy)
 	return r
@@ -156,6 +160,7 @@ func (r *Runner) Run(ctx context.Context) error {
 		r.executions.Go(func() { r.sweep(r.base) })
 	}
 	r.executions.Go(func() { r.removeDeleted(r.base) })
+	r.executions.Go(func() { r.removeLeftovers(r.base) })
 	r.mu.Unlock()
 
 	for {

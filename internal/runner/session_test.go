@@ -279,3 +279,50 @@ func TestSessionDeletedUnderneath(t *testing.T) {
 	}
 	l.empty()
 }
+
+// The server dies around the write that ends a run: of its session's transcripts
+// one is left.
+func TestDeathLeavesOneTranscript(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	l := w.start(options{})
+	session := l.wait(l.submit(`result first`).ID).SessionID
+	l.empty()
+	l.stop()
+	for _, before := range []bool{true, false} {
+		f := &faults{}
+		l := w.start(options{faults: f})
+		f.mu.Lock()
+		f.fail = func(op string) error { // f.mu is held: the next write is this one
+			if op == "finish" {
+				f.dieAt, f.before = f.writes, before
+				if before {
+					f.dead = true
+					f.cancel()
+					return errInjected
+				}
+			}
+			return nil
+		}
+		f.mu.Unlock()
+		id := l.submit(`result more`, resume(session)).ID
+		l.eventually("the server died", func() bool {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return f.dead
+		})
+		l.stop()
+		if saved := w.saved(t, session); strings.Count(saved, ".jsonl") != 2 {
+			t.Errorf("before %v: the death left\n%s", before, saved)
+		}
+		l = w.start(options{})
+		l.wait(id)
+		l.eventually("one transcript is left", func() bool { return strings.Count(w.saved(t, session), ".jsonl") == 1 })
+		run := l.wait(l.submit(`result "$how"`, resume(session)).ID)
+		if want(t, run, stromboli.Completed, ""); run.Outcome.Output != "resume" {
+			t.Errorf("before %v: output %q", before, run.Outcome.Output)
+		}
+		l.empty()
+		l.stop()
+	}
+}

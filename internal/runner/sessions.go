@@ -24,7 +24,10 @@ func transcriptKey(sessionID string, version int64, by string) string {
 	return fmt.Sprintf("%s/%d-%s.jsonl", transcriptsOf(sessionID), version, by)
 }
 
-func transcriptsOf(sessionID string) string { return "transcripts/" + sessionID }
+// transcripts holds what runs have saved, below their sessions' ids.
+const transcripts = "transcripts"
+
+func transcriptsOf(sessionID string) string { return transcripts + "/" + sessionID }
 
 // sessionName is what the store knows a session by. What can't be one's name is
 // Invalid.
@@ -240,7 +243,8 @@ func (r *Runner) ImportSession(ctx context.Context, p stromboli.Principal, name 
 		s.ID = uuid.NewString()
 	}
 	// Not below the session's own key: one of that id may just be removed.
-	s.TranscriptKey = "imports/" + stromboli.NewToken() + ".jsonl"
+	s.TranscriptKey = imports + "/" + stromboli.NewToken() + ".jsonl"
+	defer r.importsInto(s.TranscriptKey)()
 	if err := r.importTranscript(ctx, &s, in); err != nil {
 		cleanUp, cancel := linger(ctx, lastWords)
 		defer cancel()

@@ -64,6 +64,7 @@ type Store interface {
 	DeleteSession(ctx context.Context, tenant, name string) (stromboli.Session, error)
 	DeletedSessions(ctx context.Context) ([]stromboli.Session, error)
 	ForgetSession(ctx context.Context, id string) error
+	TranscriptsInUse(ctx context.Context, keys []string) (stromboli.TranscriptUse, error)
 	SaveTranscript(ctx context.Context, sessionID string, expectVersion int64, key string) error
 
 	DeleteExpiredIdempotency(ctx context.Context) (int, error)
@@ -99,6 +100,7 @@ func Run(t *testing.T, open func(t *testing.T, clock *Clock) Store) {
 		"continue":         testContinue,
 		"fork":             testFork,
 		"hooks":            testHooks,
+		"transcript use":   testTranscriptUse,
 		"ephemeral":        testEphemeral,
 		"queue":            testQueue,
 		"idempotency":      testIdempotency,
