@@ -110,6 +110,9 @@ type SessionSave struct {
 	UID, GID      int
 	TranscriptKey string
 	ExpectVersion int64
+	// Kept, if set, is the sandbox that the session keeps from now on; a zero one
+	// for none.
+	Kept *KeptSandbox
 }
 
 // TranscriptUse is who needs blobs of transcripts.

@@ -151,6 +151,18 @@ type Session struct {
 	// the files in its home and workspace. Zero before the first.
 	UID, GID int
 
+	// Kept is the session's sandbox while no run is in it, and of the run that
+	// has it until that has ended.
+	Kept KeptSandbox
+
 	CreatedAt time.Time
 	UpdatedAt time.Time
+}
+
+// KeptSandbox is a sandbox that waits for its session's next run, stopped. It
+// may be gone all the same: others may remove its container.
+type KeptSandbox struct {
+	ID    string    // empty: there is none
+	Since time.Time // when the run before has ended
+	Until time.Time // when it is discarded, unless a run is in it
 }

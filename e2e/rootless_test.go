@@ -21,7 +21,7 @@ import (
 
 // rootlessTests are run again as an ordinary user.
 func rootlessTests() []string {
-	return []string{"TestRunWritesIntoVolume", "TestIsolation", "TestUnenforced", "TestOwnStore", "TestRootlessSurvival", "TestServerInContainer", "TestEngineSecrets"}
+	return []string{"TestRunWritesIntoVolume", "TestIsolation", "TestUnenforced", "TestOwnStore", "TestRootlessSurvival", "TestServerInContainer", "TestEngineSecrets", "TestRootHooks"}
 }
 
 // TestRootless is the rootless half of the end-to-end tests: this program

@@ -128,6 +128,15 @@ func confinement(cfg *config.Config, client *podman.Client, info engine.Info) sa
 	}
 }
 
+// reclaim is how a server removes what root hooks of a rootless engine have left;
+// nil where it can't.
+func reclaim(client *podman.Client, info engine.Info, confined sandbox.Config) func(context.Context, string) error {
+	if !info.Rootless || confined.Container {
+		return nil
+	}
+	return client.RemoveTree
+}
+
 // defaultImage is the image of runs that name none.
 func defaultImage(cfg *config.Config, environ []string) (string, error) {
 	if image := cfg.AgentImage(); image != "" {

@@ -236,7 +236,7 @@ func (s *server) cleanUp(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	left, err := s.boxes.Left(ctx)
+	left, err := s.boxes.Working(ctx)
 	if err != nil || left > 0 {
 		return
 	}
@@ -308,7 +308,7 @@ func (s *server) open(ctx context.Context) error {
 		Instance: instance(s.cfg.HostPath(s.cfg.SharedDir())), Shim: shimPath, CLI: cli,
 		Egress: doors{s.egress}, Volumes: allowedVolumes(s.cfg), Protected: limits.Protected, KeepWorkdir: !s.cfg.Agent.WorkdirAutoCreate,
 		Timezone: s.policies.zone, Zoneinfo: s.policies.zoneData,
-		UserNS: confined.UserNS, SameMounts: confined.SameMounts,
+		UserNS: confined.UserNS, SameMounts: confined.SameMounts, Reclaim: reclaim(s.engine, s.info, confined),
 		Off: switchedOff(s.cfg.Sandbox), Pids: noneIsNegative(s.cfg.Sandbox.PidsLimit), OpenFiles: s.cfg.Sandbox.OpenFiles,
 		OrphanTimeout: s.cfg.OrphanTimeout, AllowUnenforced: s.cfg.Resources.AllowUnenforced,
 		DiskLimit: s.policies.diskLimit, DiskReserve: s.policies.diskReserve, Logger: s.logs.Part("sandbox"),
@@ -327,6 +327,7 @@ func (s *server) open(ctx context.Context) error {
 		Store: s.store, Log: log, Sandboxes: s.boxes, Images: s.images, Blobs: s.blobs, Model: s.model, Connections: s.egress, Secrets: s.vault, Policy: limits,
 		Owner: owner(), MaxRunning: maxRunning(s.cfg, limits), MaxQueued: s.cfg.QueueMax,
 		BackgroundWait: s.cfg.Runs.BackgroundWait, Timezone: s.policies.zone, RootHooks: s.cfg.Agent.RootHooks, Logger: s.logs.Part("runner"),
+		Keep: s.cfg.Sandbox.Keep, KeepMax: s.cfg.Sandbox.KeepMax,
 		Connected: s.metrics.Connected, Used: s.metrics.Used,
 	})
 	var trail api.Audit

@@ -48,6 +48,9 @@ type sessionBody struct {
 	CostUSD    float64   `json:"cost_usd"`
 	ActiveJob  string    `json:"active_job,omitempty"` // the run that holds it
 	ForkedFrom string    `json:"forked_from,omitempty"`
+	// KeptUntil is when the sandbox that waits, stopped, for the next run is
+	// discarded.
+	KeptUntil *time.Time `json:"sandbox_kept_until,omitempty"`
 }
 
 func sessionOf(s stromboli.Session) sessionBody {
@@ -57,6 +60,8 @@ func sessionOf(s stromboli.Session) sessionBody {
 	}
 	if s.ActiveRun != "" {
 		b.ActiveJob = stromboli.JobID(s.ActiveRun)
+	} else if s.Kept.ID != "" {
+		b.KeptUntil = &s.Kept.Until
 	}
 	return b
 }

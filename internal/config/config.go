@@ -144,8 +144,9 @@ type Agent struct {
 	// nor the image has it; without it such runs are refused.
 	WorkdirAutoCreate bool `env:"WORKDIR_AUTO_CREATE" envDefault:"true"`
 	// RootHooks runs create hooks as the sandbox's root, so that they can install
-	// packages, in sandboxes of a rootful engine that have ids of their own or
-	// no volumes. In others they run as the agent.
+	// packages, in sandboxes that have a user namespace of their own or no
+	// volumes; with a rootless engine not where the server is in a container. In
+	// others they run as the agent.
 	RootHooks bool `env:"ROOT_HOOKS"`
 	// Timezone is the time zone of agents: a name such as Europe/Paris, or
 	// local for this host's. It works in images without time zone data too, as
@@ -254,6 +255,13 @@ type Sandbox struct {
 	// Swap gives each sandbox as much swap on top of its memory as it has memory,
 	// as far as the host has some. Without it there is none.
 	Swap bool `env:"SWAP"`
+	// Keep is how long a session with create hooks keeps its sandbox, stopped,
+	// after a run: until then its next run goes on in it, and create hooks don't
+	// run again. 0: no sandbox is kept.
+	Keep time.Duration `env:"KEEP" envDefault:"1h"`
+	// KeepMax is how many sandboxes are kept at a time; above it, and below
+	// STROMBOLI_DISK_RESERVE, the longest kept are discarded.
+	KeepMax int `env:"KEEP_MAX" envDefault:"32"`
 }
 
 // Runs is how many and how long.

@@ -61,6 +61,8 @@ func (c *Config) validate() error {
 	} {
 		p.check(ns.value != "private" && ns.value != "host", ns.variable, "%q is neither private nor host", ns.value)
 	}
+	p.check(c.Sandbox.Keep < 0, "STROMBOLI_SANDBOX_KEEP", "must not be negative")
+	p.check(c.Sandbox.KeepMax < 0, "STROMBOLI_SANDBOX_KEEP_MAX", "must not be negative")
 	p.check(c.Sandbox.PidsLimit != 0 && c.Sandbox.PidsLimit < minPids, "STROMBOLI_SANDBOX_PIDS_LIMIT", "must be at least %d, or 0 for no limit", minPids)
 	p.check(c.Sandbox.OpenFiles != 0 && c.Sandbox.OpenFiles < minOpenFiles, "STROMBOLI_SANDBOX_OPEN_FILES", "must be at least %d, or 0 for as many as the engine gives", minOpenFiles)
 	return errors.Join(p...)

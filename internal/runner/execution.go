@@ -58,6 +58,7 @@ type execution struct {
 	plan policy.Plan
 
 	inherited bool // from a server before, and not yet taken over
+	keeping   bool // the sandbox is kept once the run has ended
 
 	accepted time.Time     // when the request came in; zero unless it is executed at once
 	checked  *sandbox.Plan // by Submit, if it is executed at once
@@ -67,6 +68,7 @@ type execution struct {
 	hooked     hookProgress
 	box        *sandbox.Sandbox
 	exit       *shim.ExitStatus
+	remade     string      // why the session's kept sandbox could not be used
 	closed     bool        // the agent's input
 	background *time.Timer // ends tasks in the background
 	waitedFor  []stromboli.BackgroundTask

@@ -153,3 +153,11 @@ func (f *faults) ForgetSession(ctx context.Context, id string) error {
 	}
 	return f.end("forget session", f.Store.ForgetSession(ctx, id))
 }
+
+func (f *faults) ForgetSandbox(ctx context.Context, session, sandbox, run string) (bool, error) {
+	if err := f.begin("forget sandbox"); err != nil {
+		return false, err
+	}
+	ok, err := f.Store.ForgetSandbox(ctx, session, sandbox, run)
+	return ok, f.end("forget sandbox", err)
+}

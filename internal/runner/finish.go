@@ -105,6 +105,9 @@ func (e *execution) finish(ctx context.Context, out stromboli.Outcome) error {
 	if err != nil {
 		return err
 	}
+	if err := e.keep(ctx, &f); err != nil {
+		return err
+	}
 	err = e.persist(ctx, func() error {
 		e.ending.Lock()
 		defer e.ending.Unlock()
@@ -196,18 +199,24 @@ func (e *execution) warn(f *stromboli.RunFinish, code string, err error) {
 	f.Events = append(f.Events, event(stromboli.EventWarning, stromboli.WarningData(w)))
 }
 
-// discard removes the sandbox of a run that has ended, and reports whether that
-// worked. The outcome is durable already.
+// discard removes the sandbox of a run that has ended, or stops it where it is
+// kept, and reports whether that worked. The outcome is durable already.
 func (e *execution) discard(ctx context.Context) bool {
 	if e.row.SandboxID == "" {
 		return true
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), discardTime)
 	defer cancel()
-	if err := e.r.cfg.Sandboxes.Discard(ctx, e.row.SandboxID); err != nil {
-		e.log.ErrorContext(ctx, "discarding the sandbox", "sandbox", e.row.SandboxID, "error", err)
+	do, what := e.r.cfg.Sandboxes.Discard, "discarding the sandbox"
+	if e.keeping {
+		what = "stopping the sandbox"
+		do = func(ctx context.Context, id string) error { return e.r.cfg.Sandboxes.Keep(ctx, id, e.id) }
+	}
+	if err := do(ctx, e.row.SandboxID); err != nil {
+		e.log.ErrorContext(ctx, what, "sandbox", e.row.SandboxID, "error", err)
 		return false
 	}
+	e.r.changed()
 	e.box = nil
 	return true
 }

@@ -1,6 +1,7 @@
 package runner_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -66,6 +67,9 @@ type world struct {
 	shims  *shims
 	data   string
 	cli    string
+
+	keep time.Duration // of sandboxes
+	most int           // kept ones; 0: 100
 
 	network // what egress knows
 	keys    *secret.Keyring
@@ -174,7 +178,8 @@ func (w *world) tryStart(o options) (*life, error) {
 		Images: library,
 		Store:  l.faults, Log: faultyLog{l.log, l.faults}, Sandboxes: roomy{l.boxes, w}, Blobs: blobs, Model: w, Connections: &w.network, Secrets: secret.NewVault(st, w.keys),
 		Policy: policy.Config{EngineSecrets: secrets, Image: image, ImagePatterns: patterns, Memory: 64 << 20, NanoCPUs: 1e9, Timeout: time.Minute, Home: sandbox.HomePath},
-		Owner:  "test", MaxRunning: o.max, MaxQueued: o.queue, BackgroundWait: o.background, Now: o.now, Logger: log,
+		Keep:   w.keep, KeepMax: cmp.Or(w.most, 100),
+		Owner: "test", MaxRunning: o.max, MaxQueued: o.queue, BackgroundWait: o.background, Now: o.now, Logger: log,
 	})
 	if err := l.Recover(ctx); err != nil {
 		cancel()

@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -76,9 +77,10 @@ func (e *execution) hooksOf(session stromboli.Session) []hook {
 			all = append(all, hook{stromboli.HookStartedData{Hook: name, Index: i}, c, root})
 		}
 	}
-	root := e.box != nil && e.box.RootHooks
-	add(stromboli.HookOnCreate, root, session.Hooks.OnCreateCommand)
-	add(stromboli.HookPostCreate, root, session.Hooks.PostCreate)
+	if !e.box.Resumed {
+		add(stromboli.HookOnCreate, e.box.RootHooks, session.Hooks.OnCreateCommand)
+		add(stromboli.HookPostCreate, e.box.RootHooks, session.Hooks.PostCreate)
+	}
 	add(stromboli.HookPostStart, false, e.row.Spec.Podman.Lifecycle.PostStart)
 	return all
 }
@@ -87,9 +89,10 @@ func (e *execution) hooksOf(session stromboli.Session) []hook {
 func (e *execution) hookAdvice(session stromboli.Session) []stromboli.Warning {
 	var all []stromboli.Warning
 	again := e.row.Spec.Claude.Resume && !e.row.Spec.Claude.ForkSession
-	creates := session.Hooks.Creates()
+	creates := session.Hooks.Creates() && !e.box.Resumed
 	if again && creates {
-		all = append(all, stromboli.Warning{Code: warnHooksRepeated, Message: "the sandbox of the session's run before is gone: its create hooks run again in the new one"})
+		all = append(all, stromboli.Warning{Code: warnHooksRepeated, Message: fmt.Sprintf(
+			"the sandbox of the session's run before %s: the session's create hooks run again in a new one", cmp.Or(e.remade, "is gone"))})
 	}
 	if own := e.row.Spec.Podman.Lifecycle.Create(); again && own.Creates() && !reflect.DeepEqual(own, session.Hooks) {
 		all = append(all, stromboli.Warning{
@@ -100,7 +103,7 @@ func (e *execution) hookAdvice(session stromboli.Session) []stromboli.Warning {
 	if creates && e.r.cfg.RootHooks && !e.box.RootHooks {
 		all = append(all, stromboli.Warning{
 			Code:    warnHooksAsAgent,
-			Message: "the create hooks run as the agent, not as the sandbox's root: that takes a rootful engine, and a user namespace of the sandbox's own or no volumes",
+			Message: "the create hooks run as the agent, not as the sandbox's root: that takes a user namespace of the sandbox's own or no volumes and, with a rootless engine, a server that is not in a container",
 		})
 	}
 	return all

@@ -33,6 +33,8 @@ type Store interface {
 	DeleteSession(ctx context.Context, tenant, name string) (stromboli.Session, error)
 	DeletedSessions(ctx context.Context) ([]stromboli.Session, error)
 	ForgetSession(ctx context.Context, id string) error
+	KeptSandboxes(ctx context.Context) ([]stromboli.Session, error)
+	ForgetSandbox(ctx context.Context, sessionID, sandboxID, runID string) (bool, error)
 	TranscriptsInUse(ctx context.Context, keys []string) (stromboli.TranscriptUse, error)
 }
 
@@ -61,9 +63,15 @@ type Sandboxes interface {
 	// Release lets go of a sandbox, which goes on for the next server.
 	Release(box *sandbox.Sandbox) error
 	Discard(ctx context.Context, id string) error
-	// Sweep finds every sandbox of this server that keep doesn't name. The
-	// function that it returns discards them and may take long.
-	Sweep(ctx context.Context, keep map[string]bool) (discard func(context.Context), err error)
+	// Keep stops the sandbox of a run that has ended; it does nothing once another
+	// run is in it. Resume starts it for another run; a sandbox.UnusableError says
+	// that it is to be discarded.
+	Keep(ctx context.Context, id, runID string) error
+	Resume(ctx context.Context, s sandbox.Spec) (*sandbox.Sandbox, error)
+	// Sweep finds every sandbox of this server that nobody claims, and kept ones
+	// that run. The function that it returns discards and stops them and may take
+	// long.
+	Sweep(ctx context.Context, c sandbox.Claims) (discard func(context.Context), err error)
 	Home(sessionID string, uid, gid int) sandbox.Home
 	// HomeOf is the home that a sandbox has mounted.
 	HomeOf(box *sandbox.Sandbox) sandbox.Home

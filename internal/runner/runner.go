@@ -23,6 +23,7 @@ import (
 	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/claude"
 	"github.com/tomblancdev/stromboli/internal/policy"
+	"github.com/tomblancdev/stromboli/internal/sandbox"
 )
 
 // Config is what a Runner needs.
@@ -44,6 +45,8 @@ type Config struct {
 	BackgroundWait time.Duration // how long an answered run waits for background tasks
 	Timezone       string        // of agents; empty: the image's
 	RootHooks      bool          // create hooks run as the sandbox's root, where that is harmless to the host
+	Keep           time.Duration // how long a session with create hooks keeps its sandbox after a run; 0: it doesn't
+	KeepMax        int           // kept sandboxes above this: the longest kept go
 	// Now is the clock on the wall, for what is recorded; nil: the machine's.
 	// It may be set at any time: no limit is measured by it.
 	Now    func() time.Time
@@ -86,6 +89,8 @@ type Runner struct {
 	importing map[string]bool // keys of blobs that have no row yet; under mu
 
 	removals singleflight.Group // of deleted sessions, by id
+	making   singleflight.Group // room
+	untidy   chan struct{}      // one slot: a sandbox was kept, or the disk is full
 }
 
 // New returns a Runner that does nothing before Run.
@@ -100,6 +105,7 @@ func New(cfg Config) *Runner {
 		log:    cfg.Logger,
 		wake:   make(chan struct{}, 1),
 		active: make(map[string]*execution),
+		untidy: make(chan struct{}, 1),
 
 		importing: make(map[string]bool),
 	}
@@ -117,7 +123,14 @@ func (r *Runner) Recover(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading active runs: %w", err)
 	}
-	keep := make(map[string]bool)
+	claims := sandbox.Claims{Running: make(map[string]bool), Kept: make(map[string]bool)}
+	kept, err := r.cfg.Store.KeptSandboxes(ctx)
+	if err != nil {
+		return fmt.Errorf("reading kept sandboxes: %w", err)
+	}
+	for _, s := range kept {
+		claims.Kept[s.Kept.ID] = true
+	}
 	var resume []stromboli.Run
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -127,13 +140,14 @@ func (r *Runner) Recover(ctx context.Context) error {
 			continue
 		}
 		// A sandbox in which neither agent nor hook was ever asked for has nothing
-		// to lose: it is swept, and the run gets a new one.
+		// to lose: it is swept, or stopped where it is kept, and the run gets a new
+		// one, or the same.
 		if run.AgentStarted || run.Phase == stromboli.PhaseHooks {
-			keep[run.SandboxID] = true
+			claims.Running[run.SandboxID] = true
 		}
 		resume = append(resume, run)
 	}
-	if r.sweep, err = r.cfg.Sandboxes.Sweep(ctx, keep); err != nil {
+	if r.sweep, err = r.cfg.Sandboxes.Sweep(ctx, claims); err != nil {
 		return fmt.Errorf("sweeping sandboxes of the server before: %w", err)
 	}
 	for _, run := range resume {
@@ -160,6 +174,7 @@ func (r *Runner) Run(ctx context.Context) error {
 		r.executions.Go(func() { r.sweep(r.base) })
 	}
 	r.executions.Go(func() { r.removeDeleted(r.base) })
+	r.executions.Go(func() { r.tidy(r.base) })
 	r.executions.Go(func() { r.removeLeftovers(r.base) })
 	r.mu.Unlock()
 
@@ -249,6 +264,9 @@ func (r *Runner) claim(ctx context.Context) {
 // when that begins.
 func (r *Runner) noRoom(ctx context.Context) bool {
 	err := r.cfg.Sandboxes.Room()
+	if err != nil {
+		r.changed()
+	}
 	if err != nil && !r.cramped {
 		r.log.WarnContext(ctx, "pending runs wait for free space", "error", err)
 	}

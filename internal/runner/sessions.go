@@ -168,6 +168,11 @@ func (r *Runner) remove(ctx context.Context, s stromboli.Session) error {
 		if i < 0 {
 			return nil, nil //nolint:nilnil // there is no value
 		}
+		if kept := deleted[i].Kept.ID; kept != "" {
+			if err := r.cfg.Sandboxes.Discard(ctx, kept); err != nil {
+				return nil, err
+			}
+		}
 		if err := r.cfg.Sandboxes.RemoveSession(s.ID); err != nil {
 			return nil, err
 		}
@@ -224,7 +229,7 @@ func (r *Runner) ImportSession(ctx context.Context, p stromboli.Principal, name 
 			return s, stromboli.FieldError("session_id", "is neither a UUID nor an alias")
 		}
 	}
-	if err := r.cfg.Sandboxes.Room(); err != nil {
+	if err := r.room(ctx); err != nil {
 		return s, err
 	}
 	in := bufio.NewReaderSize(io.LimitReader(src, sandbox.MaxTranscript+1), importPeek)

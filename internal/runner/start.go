@@ -38,18 +38,13 @@ func (e *execution) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// The sandbox's name is durable before anything of that name exists.
-	e.row.SandboxID = stromboli.NewSandboxID()
-	if err := e.update(create, stromboli.RunUpdate{SandboxID: &e.row.SandboxID}); err != nil {
-		return err
-	}
 	if e.checked == nil {
 		if err := e.checkAgain(create); err != nil {
 			return err
 		}
 	}
 	spec := sandbox.Spec{
-		ID: e.row.SandboxID, RunID: e.id, SessionID: session.ID,
+		RunID: e.id, SessionID: session.ID,
 		SessionUID: session.UID, SessionGID: session.GID, Ephemeral: session.Ephemeral,
 		Plan: e.plan, Checked: *e.checked, Reach: e.reach(),
 		EngineSecrets: engineSecrets(e.row.Spec),
@@ -63,9 +58,18 @@ func (e *execution) start(ctx context.Context) error {
 	if e.row.Spec.Claude.Resume {
 		spec.BeforeStart = func(h sandbox.Home) error { return e.prepareHome(create, session, h) }
 	}
-	box, err := e.r.cfg.Sandboxes.Create(create, spec)
+	box, err := e.resume(create, session, spec)
 	if err != nil {
-		return fmt.Errorf("making the sandbox: %w", err)
+		return err
+	}
+	if box == nil {
+		spec.ID = stromboli.NewSandboxID()
+		if err := e.name(create, spec.ID); err != nil {
+			return err
+		}
+		if box, err = e.r.cfg.Sandboxes.Create(create, spec); err != nil {
+			return fmt.Errorf("making the sandbox: %w", err)
+		}
 	}
 	e.attach(box) //nolint:contextcheck // what is told to a sandbox ends with detach
 	if err := e.keepReach(create, spec.Reach); err != nil {
@@ -106,8 +110,12 @@ func (e *execution) announce(ctx context.Context) error {
 	for _, w := range e.box.Warnings {
 		events = append(events, event(stromboli.EventWarning, stromboli.WarningData(w)))
 	}
+	how := "cold"
+	if e.box.Resumed {
+		how = "kept"
+	}
 	data := stromboli.StartedData{
-		Sandbox: e.box.ID, Start: "cold", Image: e.box.Image, ImageDigest: e.box.ImageDigest, UID: e.box.UID, GID: e.box.GID,
+		Sandbox: e.box.ID, Start: how, Image: e.box.Image, ImageDigest: e.box.ImageDigest, UID: e.box.UID, GID: e.box.GID,
 	}
 	if e.box.Attestation != nil {
 		summary := e.box.Attestation.Summary()

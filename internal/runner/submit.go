@@ -45,7 +45,7 @@ func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.
 	if _, err := r.cfg.Model.Ready(ctx, p.Tenant); err != nil {
 		return stromboli.Run{}, false, err
 	}
-	if err := r.cfg.Sandboxes.Room(); err != nil {
+	if err := r.room(ctx); err != nil {
 		return stromboli.Run{}, false, err
 	}
 	checked, err := r.check(ctx, plan, s.Spec.Claude)

@@ -70,6 +70,10 @@ type Config struct {
 	HostPath func(string) string
 	// Container: this process is in a container, and the engine outside.
 	Container bool
+	// Reclaim removes a tree in which are files of the subordinate ids of a
+	// rootless engine's user. Nil: it can't be done, and no hook of a rootless
+	// engine's sandbox runs as its root.
+	Reclaim func(ctx context.Context, dir string) error
 	// UserNS gives sandboxes ids of their own on rootful engines, as far as this
 	// host can.
 	UserNS bool

@@ -2,10 +2,8 @@ package sandbox
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -98,7 +96,7 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 		return nil, err
 	}
 	defer created()
-	if err := m.directories(ctx, s, &rec, checked); err != nil {
+	if err := m.directories(ctx, s, &rec); err != nil {
 		return nil, storage(err)
 	}
 	if s.BeforeStart != nil {
@@ -110,10 +108,7 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 	if err := m.stage(&rec, mounts); err != nil {
 		return nil, err
 	}
-	// Its root must not be the host's, or reach nothing of the host's. With a
-	// rootless engine it is one of the user's subordinate ids, and what it leaves
-	// in the sandbox's directories this server couldn't remove.
-	rec.RootHooks = s.RootHooks && !m.cfg.Info.Rootless && (rec.UserNS == UserNSAuto || len(checked.mounts) == 0)
+	rec.RootHooks = m.rootHooks(s, rec)
 	box, err := m.listen(rec) //nolint:contextcheck // it is served until it is closed
 	if err != nil {
 		return nil, storage(err)
@@ -125,30 +120,7 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 	if err := m.startContainer(ctx, s, box, checked, mounts); err != nil {
 		return nil, err
 	}
-	if err := m.unstage(s.ID); err != nil { // Discard tries again
-		m.log.WarnContext(ctx, "taking a sandbox's mounts away from the host", "sandbox", s.ID, "error", err)
-	}
-	peer, err := m.caller(ctx, rec)
-	if err != nil {
-		return nil, engineError(err)
-	}
-	if err := m.openEgress(ctx, rec, peer, s.Reach); err != nil {
-		return nil, fmt.Errorf("giving the sandbox its way out: %w", err)
-	}
-	ready, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	hello, err := box.Peer.Ready(ready)
-	if err != nil {
-		return nil, fmt.Errorf("waiting for the sandbox's shim: %w", err)
-	}
-	box.BootID = hello.BootID
-	if err := m.writeRecord(box.record); err != nil {
-		return nil, storage(err)
-	}
-	if err := m.attest(ctx, s, box, checked); err != nil {
-		return nil, err
-	}
-	if err := m.makeWorkdir(ctx, box, checked); err != nil {
+	if err := m.bringUp(ctx, s, box); err != nil {
 		return nil, err
 	}
 	box.EngineTime = time.Since(begin)
@@ -157,89 +129,58 @@ func (m *Manager) Create(ctx context.Context, s Spec) (_ *Sandbox, err error) {
 	return box, nil
 }
 
-// directories makes what will be mounted.
-func (m *Manager) directories(ctx context.Context, s Spec, rec *record, checked Plan) error {
-	uid, gid := rec.UID, rec.GID
+// rootHooks reports whether hooks may run as the sandbox's root: it must not be
+// the host's, or reach nothing of the host's. With a rootless engine it is one of
+// the user's subordinate ids, and what it leaves this server must be able to
+// remove.
+func (m *Manager) rootHooks(s Spec, rec record) bool {
 	if m.cfg.Info.Rootless {
-		uid, gid = -1, -1
+		return s.RootHooks && m.cfg.Reclaim != nil
 	}
-	for _, name := range []string{"home", "workspace"} {
-		if err := sessionDir(m.ownPath(*rec, name), uid, gid); err != nil {
-			return err
-		}
-	}
-	dir := m.dir(s.ID)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("making the sandbox's directory: %w", err)
-	}
-	// The container's root may be "other" here; a 0700 parent guards it.
-	if err := mkdirMode(filepath.Join(dir, "run"), 0o711); err != nil {
-		return err
-	}
-	if err := mkdirMode(filepath.Join(dir, "tmp"), 0o777|os.ModeSticky); err != nil {
-		return err
-	}
-	if err := m.bind(ctx, s, rec, checked); err != nil {
-		return err
-	}
-	config, err := json.Marshal(shim.Config{
-		Sandbox: rec.ID, Token: rec.Token, OrphanTimeoutMS: m.cfg.OrphanTimeout.Milliseconds(),
-		SpoolLimitBytes: spoolBytes, LineLimitBytes: lineBytes, ForwardAddr: forwardAddr, Unfiltered: m.cfg.Off.SyscallFilter,
-	})
-	if err != nil {
-		return err
-	}
-	if err := m.writeRecord(*rec); err != nil {
-		return err
-	}
-	type file struct {
-		data []byte
-		mode os.FileMode
-	}
-	files := map[string]file{
-		"run/config.json": {config, 0o644},
-		"passwd":          {[]byte(passwdFor(checked.facts.Passwd, rec.UID, rec.GID, HomePath)), 0o644},
-		"group":           {[]byte(groupFor(checked.facts.Group, rec.GID)), 0o644},
-		"hosts":           {[]byte(hostsText), 0o644},
-		"resolv.conf":     {[]byte(resolvText), 0o644},
-	}
-	if len(m.cfg.Zoneinfo) > 0 {
-		files["zoneinfo"] = file{m.cfg.Zoneinfo, 0o644}
-	}
-	for name, content := range files {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, content.data, content.mode); err != nil {
-			return fmt.Errorf("writing the sandbox's %s: %w", name, err)
-		}
-		if err := os.Chmod(path, content.mode); err != nil { // whatever the umask is
-			return fmt.Errorf("writing the sandbox's %s: %w", name, err)
-		}
-	}
-	return nil
+	return s.RootHooks && (rec.UserNS == UserNSAuto || len(s.Checked.mounts) == 0)
 }
 
-func mkdirMode(dir string, mode os.FileMode) error {
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return fmt.Errorf("making the sandbox's directory: %w", err)
+// bringUp makes a sandbox whose container was started ready for its agent, and
+// finds out what is in force.
+func (m *Manager) bringUp(ctx context.Context, s Spec, box *Sandbox) error {
+	if err := m.unstage(s.ID); err != nil { // Discard tries again
+		m.log.WarnContext(ctx, "taking a sandbox's mounts away from the host", "sandbox", s.ID, "error", err)
 	}
-	return os.Chmod(dir, mode)
+	peer, err := m.caller(ctx, box.record)
+	if err != nil {
+		return engineError(err)
+	}
+	if err := m.openEgress(ctx, box.record, peer, s.Reach); err != nil {
+		return fmt.Errorf("giving the sandbox its way out: %w", err)
+	}
+	ready, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	hello, err := box.Peer.Ready(ready)
+	if err != nil {
+		return fmt.Errorf("waiting for the sandbox's shim: %w", err)
+	}
+	box.BootID = hello.BootID
+	if err := m.writeRecord(box.record); err != nil {
+		return storage(err)
+	}
+	if err := m.attest(ctx, s, box, s.Checked); err != nil {
+		return err
+	}
+	return m.makeWorkdir(ctx, box, s.Checked)
 }
 
 func (m *Manager) startContainer(ctx context.Context, s Spec, box *Sandbox, checked Plan, mounts []engine.Mount) error {
-	libc := "glibc"
-	if !checked.facts.Glibc {
-		libc = "musl"
-	}
-	cli, loader, err := m.cfg.CLI.Build(ctx, libc)
+	made, own, err := m.made(ctx, s, box.record)
 	if err != nil {
-		return fmt.Errorf("the agent CLI for this image (%s): %w", libc, err)
+		return err
 	}
+	box.Made = made
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	// Not cut short by a cancellation: the engine would go on making the
 	// container, and its removal, coming too early, would find none.
-	created, err := m.cfg.Engine.Create(context.WithoutCancel(ctx), m.containerSpec(s, box.record, checked, append(m.ownMounts(s.ID, checked, cli, loader), mounts...)))
+	created, err := m.cfg.Engine.Create(context.WithoutCancel(ctx), m.containerSpec(s, box.record, checked, append(own, mounts...)))
 	if err != nil {
 		return m.missingSource(checked, err)
 	}
@@ -251,6 +192,31 @@ func (m *Manager) startContainer(ctx context.Context, s Spec, box *Sandbox, chec
 	}
 	box.started.Store(true)
 	return nil
+}
+
+// made is what a container is made from, as far as it can't be changed later:
+// with the sources of its mounts, whatever stands for them while it is started,
+// and without what is only one run's. own are the server's own mounts.
+func (m *Manager) made(ctx context.Context, s Spec, rec record) (spec engine.ContainerSpec, own []engine.Mount, err error) {
+	libc := "glibc"
+	if !s.Checked.facts.Glibc {
+		libc = "musl"
+	}
+	cli, loader, err := m.cfg.CLI.Build(ctx, libc)
+	if err != nil {
+		return spec, nil, fmt.Errorf("the agent CLI for this image (%s): %w", libc, err)
+	}
+	own = m.ownMounts(s.ID, s.Checked, cli, loader)
+	spec = m.containerSpec(s, rec, s.Checked, append(slices.Clone(own), m.agentMounts(rec, s.Checked)...))
+	spec.Labels = nil
+	return spec, own, nil
+}
+
+// ownTargets are where ownMounts may be, save the time zone's file.
+func ownTargets() []string {
+	return []string{
+		hostPath, shimPath, ConnectPath, cliPath, "/etc/passwd", "/etc/group", "/etc/hosts", "/etc/resolv.conf", "/tmp", muslLoaderPath(),
+	}
 }
 
 // ownMounts are the server's things that every sandbox has.

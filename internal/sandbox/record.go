@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tomblancdev/stromboli"
+	"github.com/tomblancdev/stromboli/internal/engine"
 	"github.com/tomblancdev/stromboli/internal/shim"
 )
 
@@ -41,8 +42,15 @@ type record struct {
 	// RootDir is the host's directory with what was changed in a writable root;
 	// empty where there is none, or the engine doesn't tell.
 	RootDir string
+	// Made is what the container was made from, save what is one run's; a kept
+	// sandbox serves no run that asks for something else.
+	Made engine.ContainerSpec
+	// Resumed: the sandbox was kept from the session's run before. What is done
+	// once in a sandbox is done.
+	Resumed bool
 	// BootID names the shim that the server first spoke with, before it had
-	// any agent started. Another one means that the container was restarted.
+	// this run's agent started. Another one means that others restarted the
+	// container.
 	BootID string
 	// Identity is what connections to bound hosts are opened with; empty where
 	// nothing is bound.

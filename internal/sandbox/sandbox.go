@@ -72,6 +72,7 @@ type Manager struct {
 	userNS     UserNS
 
 	copyLimits copyLimits
+	holds      holds
 	swept      chan struct{} // closed once Sweep's first part is done; nil: nothing to wait for
 
 	mu     sync.Mutex
@@ -182,7 +183,7 @@ func (m *Manager) ownPath(rec record, name string) string {
 
 // RemoveSession removes a session's directories. Nobody may be running in it.
 func (m *Manager) RemoveSession(id string) error {
-	if err := removeTree(filepath.Join(m.cfg.Sessions, id)); err != nil {
+	if err := m.removeTree(context.Background(), filepath.Join(m.cfg.Sessions, id)); err != nil {
 		return fmt.Errorf("removing the directories of session %s: %w", id, err)
 	}
 	return nil
@@ -298,7 +299,9 @@ func (s *Sandbox) close() error {
 // Release lets go of a sandbox that goes on for the next server.
 func (m *Manager) Release(box *Sandbox) error {
 	m.mu.Lock()
-	delete(m.boxes, box.ID)
+	if m.boxes[box.ID] == box { // else another run is in it
+		delete(m.boxes, box.ID)
+	}
 	m.mu.Unlock()
 	return box.close()
 }
@@ -319,20 +322,18 @@ func (m *Manager) alive(ctx context.Context, id string) (alive, oom bool, err er
 // Discard removes a sandbox, its container and its directory. What is gone
 // already is a success.
 func (m *Manager) Discard(ctx context.Context, id string) error {
+	free, err := m.holds.take(ctx, id)
+	if err != nil {
+		return fmt.Errorf("discarding sandbox %s: %w", id, err)
+	}
+	defer free()
 	m.mu.Lock()
 	box := m.boxes[id]
 	delete(m.boxes, id)
 	m.ending[id] = true
 	m.mu.Unlock()
-	if box != nil && box.started.Load() {
-		// A shim that exits by itself makes the removal three times as fast.
-		exit, cancel := context.WithTimeout(ctx, time.Second)
-		if err := box.Peer.Exit(exit); err == nil {
-			_, _ = m.cfg.Engine.Wait(exit, containerName(id))
-		}
-		cancel()
-	}
-	err := m.cfg.Engine.Remove(ctx, containerName(id))
+	m.exit(ctx, box)
+	err = m.cfg.Engine.Remove(ctx, containerName(id))
 	if box != nil {
 		if err == nil {
 			box.Peer.Gone() // whoever still listens to it learns the truth
@@ -348,7 +349,7 @@ func (m *Manager) Discard(ctx context.Context, id string) error {
 	if err := m.cfg.Egress.Remove(ctx, id); err != nil {
 		return fmt.Errorf("discarding sandbox %s: %w", id, err)
 	}
-	if err := removeTree(m.dir(id)); err != nil {
+	if err := m.removeTree(ctx, m.dir(id)); err != nil {
 		return fmt.Errorf("discarding sandbox %s: %w", id, err)
 	}
 	m.mu.Lock()
@@ -357,4 +358,17 @@ func (m *Manager) Discard(ctx context.Context, id string) error {
 	delete(m.bases, id)
 	m.mu.Unlock()
 	return nil
+}
+
+// exit has a sandbox end by itself, if it does so at once: that makes a removal
+// three times as fast.
+func (m *Manager) exit(ctx context.Context, box *Sandbox) {
+	if box == nil || !box.started.Load() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if err := box.Peer.Exit(ctx); err == nil {
+		_, _ = m.cfg.Engine.Wait(ctx, containerName(box.ID))
+	}
 }

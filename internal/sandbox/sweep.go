@@ -20,15 +20,29 @@ func (m *Manager) Left(ctx context.Context) (int, error) {
 	return len(containers), err
 }
 
+// Working counts those that don't merely wait, stopped, for another run.
+func (m *Manager) Working(ctx context.Context) (int, error) {
+	containers, err := m.cfg.Engine.List(ctx, map[string]string{labelInstance: m.cfg.Instance})
+	containers = slices.DeleteFunc(containers, func(c engine.Container) bool { return c.State == engine.StateExited })
+	return len(containers), err
+}
+
 // sweepers is how many sandboxes are removed at a time.
 const sweepers = 4
 
-// Sweep finds the sandboxes of this server that keep doesn't name: what a
+// Claims are the sandboxes, by their ids, that somebody answers for.
+type Claims struct {
+	Running map[string]bool // they have a run in them
+	Kept    map[string]bool // they wait for another run
+}
+
+// Sweep finds the sandboxes of this server that nobody claims: what a
 // server's death left half-made or half-removed. The function that it returns
 // discards them, which may take minutes, until ctx ends; what can't be removed
-// is tried again by Run, or by the next server. Until those of them that may
-// hold an agent at work are gone, no new sandbox is made.
-func (m *Manager) Sweep(ctx context.Context, keep map[string]bool) (discard func(ctx context.Context), err error) {
+// is tried again by Run, or by the next server. It also stops kept ones that were
+// not stopped. Until those of the unclaimed that may hold an agent at work are
+// gone, no new sandbox is made.
+func (m *Manager) Sweep(ctx context.Context, claims Claims) (discard func(ctx context.Context), err error) {
 	containers, err := m.cfg.Engine.List(ctx, map[string]string{labelInstance: m.cfg.Instance})
 	if err != nil {
 		return nil, err
@@ -45,19 +59,25 @@ func (m *Manager) Sweep(ctx context.Context, keep map[string]bool) (discard func
 			m.rememberIDs(rec)
 		}
 	}
-	m.claim(keep)
+	m.claim(claims.Running)
+	m.claim(claims.Kept)
 	left := make(map[string]bool) // by id; whether it may be at work
 	var probes []engine.Container
+	var kept []string
 	for _, c := range containers {
+		atWork := c.State != engine.StateCreated && c.State != engine.StateExited
 		switch id := c.Labels[labelSandbox]; {
 		case id == "": // a look at an image
 			probes = append(probes, c)
-		case !keep[id]:
-			left[id] = c.State != engine.StateCreated && c.State != engine.StateExited
+		case claims.Running[id]:
+		case claims.Kept[id]:
+			kept = append(kept, id)
+		default:
+			left[id] = atWork
 		}
 	}
 	for _, e := range entries {
-		if id := e.Name(); !keep[id] && !left[id] {
+		if id := e.Name(); !claims.Running[id] && !claims.Kept[id] && !left[id] {
 			left[id] = false
 		}
 	}
@@ -81,6 +101,11 @@ func (m *Manager) Sweep(ctx context.Context, keep map[string]bool) (discard func
 		for _, c := range probes {
 			if err := m.cfg.Engine.Remove(ctx, c.ID); err != nil {
 				m.log.WarnContext(ctx, "removing a container of the server before", "container", c.Name, "error", err)
+			}
+		}
+		for _, id := range kept {
+			if err := m.parkIdle(ctx, id); err != nil {
+				m.log.WarnContext(ctx, "stopping a kept sandbox of the server before", "sandbox", id, "error", err)
 			}
 		}
 		m.discardAll(ctx, idle)

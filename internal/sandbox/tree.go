@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"syscall"
+	"time"
 
 	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/idmap"
@@ -59,6 +61,21 @@ func removeTree(dir string) error {
 		_ = root.Close()
 	}
 	return os.RemoveAll(dir)
+}
+
+// reclaimTime bounds the removal of what root hooks have left.
+const reclaimTime = 5 * time.Minute
+
+// removeTree removes a directory of a sandbox's or session's, whoever owns what is
+// in it.
+func (m *Manager) removeTree(ctx context.Context, dir string) error {
+	err := removeTree(dir)
+	if m.cfg.Reclaim == nil || !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, reclaimTime)
+	defer cancel()
+	return m.cfg.Reclaim(ctx, dir)
 }
 
 func mounted(points []string) error {

@@ -51,7 +51,7 @@ func (s *Sandbox) Trust() Trust {
 	if s.Identity.Certificate == "" {
 		return Trust{}
 	}
-	return Trust{Bundle: trustPath + "/bundle.pem", Authority: trustPath + "/authority.pem"}
+	return Trust{Bundle: trustPath + "/" + bundleName, Authority: trustPath + "/" + authorityName}
 }
 
 // Identity is a certificate for a sandbox's bound hosts, and its key, as PEM.
@@ -131,20 +131,20 @@ func serial() *big.Int {
 	return new(big.Int).SetBytes(b)
 }
 
-// bind gives a sandbox that is being made what its bound hosts need: the
-// identity in its record, and its own authority and the image's in files.
-func (m *Manager) bind(ctx context.Context, s Spec, rec *record, checked Plan) error {
+// bind gives a sandbox what the bound hosts of its next run need: the identity
+// in its record, and its own authority and the image's in files. What the run
+// before had is gone.
+func (m *Manager) bind(ctx context.Context, s Spec, rec *record) error {
 	dir := filepath.Join(m.dir(s.ID), trustName)
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return fmt.Errorf("making the sandbox's directory: %w", err)
-	}
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // a 0700 parent guards it
-		return fmt.Errorf("making the sandbox's directory: %w", err)
+	for _, name := range []string{authorityName, bundleName} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("removing the sandbox's %s: %w", name, err)
+		}
 	}
 	if len(s.Reach.Bindings) == 0 {
 		return nil
 	}
-	bundle, err := m.facts.authorities(ctx, checked.facts, checked.imageID)
+	bundle, err := m.facts.authorities(ctx, s.Checked.facts, s.Checked.imageID)
 	if err != nil {
 		return err
 	}
@@ -159,7 +159,7 @@ func (m *Manager) bind(ctx context.Context, s Spec, rec *record, checked Plan) e
 		return err
 	}
 	rec.Identity = id
-	for name, content := range map[string][]byte{"authority.pem": authority, "bundle.pem": append(bytes.Clone(bundle), authority...)} {
+	for name, content := range map[string][]byte{authorityName: authority, bundleName: append(bytes.Clone(bundle), authority...)} {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, content, 0o600); err != nil {
 			return fmt.Errorf("writing the sandbox's %s: %w", name, err)
@@ -174,6 +174,9 @@ func (m *Manager) bind(ctx context.Context, s Spec, rec *record, checked Plan) e
 const (
 	trustName = "trust" // in the sandbox's directory
 	trustPath = "/opt/stromboli/trust"
+
+	authorityName = "authority.pem"
+	bundleName    = "bundle.pem"
 
 	maxBundle = 2 << 20 // of an image; distributions' have 250 KB
 )

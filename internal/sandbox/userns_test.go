@@ -178,7 +178,7 @@ func TestSweepUnmounts(t *testing.T) {
 	other := filepath.Join(f.cfg.StageDir, "another server.box")
 	must(t, os.Mkdir(other, 0o700))
 	next := New(f.cfg)
-	_, err := next.Sweep(t.Context(), nil)
+	_, err := next.Sweep(t.Context(), Claims{})
 	must(t, err)
 	if left, err := idmap.Below(f.cfg.StageDir); len(left) != 0 || err != nil {
 		t.Errorf("left: %v, %v", left, err)

@@ -14,8 +14,8 @@ import (
 // and after them run.finished, with the outcome as data, are appended, what its
 // webhook is to be told is put into the outbox, and its session is changed and
 // free, or gone where it is ephemeral or a fork that was never made. It returns
-// the events that are new. Of RunFinish.Session empty strings and a zero UID
-// change nothing.
+// the events that are new. Of RunFinish.Session empty strings, a zero UID
+// and no Kept change nothing.
 //
 // Errors, and then nothing is written: NotFound; ErrFenced; Conflict where the
 // run has ended or can't become the outcome's status; ErrCancelWanted where a
@@ -86,6 +86,9 @@ func (s *Store) saveSession(t *tx, id string, save stromboli.SessionSave) error 
 	}
 	if save.UID != 0 {
 		uid, gid = &save.UID, &save.GID
+	}
+	if err := t.keepSandbox(id, save.Kept); err != nil {
+		return err
 	}
 	return s.changeSession(t, id, cli, uid, gid)
 }

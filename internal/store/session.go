@@ -13,16 +13,19 @@ import (
 // selectSession reads whole sessions, in the order of scanSession.
 const selectSession = `SELECT s.id, s.tenant, s.created_by, s.cli_session_id, coalesce(s.alias, ''), s.ephemeral, s.forked_from,
 	s.fork_pending, s.fork_of, s.active_run, s.transcript_version, s.transcript_key, s.uid, s.gid, s.created_at, s.updated_at,
-	s.title, s.run_count, s.cost_usd, s.deleted_at, s.create_hooks FROM sessions s `
+	s.title, s.run_count, s.cost_usd, s.deleted_at, s.create_hooks, s.sandbox, s.sandbox_since, s.sandbox_until FROM sessions s `
 
 func scanSession(sc scanner) (out stromboli.Session, err error) {
-	var created, updated, deleted int64
+	var created, updated, deleted, since, until int64
 	var hooks string
 	err = sc.Scan(&out.ID, &out.Tenant, &out.CreatedBy, &out.CLISessionID, &out.Alias, &out.Ephemeral, &out.ForkedFrom,
 		&out.ForkPending, &out.ForkOf, &out.ActiveRun, &out.TranscriptVersion, &out.TranscriptKey, &out.UID, &out.GID, &created, &updated,
-		&out.Title, &out.RunCount, &out.CostUSD, &deleted, &hooks)
+		&out.Title, &out.RunCount, &out.CostUSD, &deleted, &hooks, &out.Kept.ID, &since, &until)
 	out.Deleting = deleted > 0
 	out.CreatedAt, out.UpdatedAt = fromMillis(created), fromMillis(updated)
+	if out.Kept.ID != "" {
+		out.Kept.Since, out.Kept.Until = fromMillis(since), fromMillis(until)
+	}
 	if err == nil && hooks != "" {
 		if err = json.Unmarshal([]byte(hooks), &out.Hooks); err != nil {
 			err = fmt.Errorf("hooks of session %s: %w", out.ID, err)

@@ -64,6 +64,8 @@ type Store interface {
 	DeleteSession(ctx context.Context, tenant, name string) (stromboli.Session, error)
 	DeletedSessions(ctx context.Context) ([]stromboli.Session, error)
 	ForgetSession(ctx context.Context, id string) error
+	KeptSandboxes(ctx context.Context) ([]stromboli.Session, error)
+	ForgetSandbox(ctx context.Context, sessionID, sandboxID, runID string) (bool, error)
 	TranscriptsInUse(ctx context.Context, keys []string) (stromboli.TranscriptUse, error)
 	SaveTranscript(ctx context.Context, sessionID string, expectVersion int64, key string) error
 
@@ -100,6 +102,7 @@ func Run(t *testing.T, open func(t *testing.T, clock *Clock) Store) {
 		"continue":         testContinue,
 		"fork":             testFork,
 		"hooks":            testHooks,
+		"kept sandboxes":   testKept,
 		"transcript use":   testTranscriptUse,
 		"ephemeral":        testEphemeral,
 		"queue":            testQueue,
