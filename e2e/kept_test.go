@@ -56,7 +56,7 @@ func (s *server) keptUntil(t *testing.T, session string) string {
 func TestKeptSandbox(t *testing.T) {
 	s := start(t)
 	look := func(key string) stromboli.RunSpec {
-		return withHooks(keyed(key, bash("cat /var/tmp/made"), text("done")), keptHooks)
+		return withHooks(keyed(key, bash("cat /var/tmp/made; ls /opt/stromboli/trust"), text("done")), keptHooks)
 	}
 	first := s.do(t, look("first"))
 	first.want(t, stromboli.Completed, "")
@@ -96,9 +96,26 @@ func TestKeptSandbox(t *testing.T) {
 		}
 	}
 	goesOn("second", next("second"), 2)
+	if err := s.c.CreateSecret(s.ctx(), "token", "sk-"+canary+"-kept"); err != nil {
+		t.Fatal(err)
+	}
+	trusts := func(key string, r endedRun, bound bool) {
+		t.Helper()
+		a, err := s.c.Attestation(s.ctx(), r.ID)
+		if trust := strings.Contains(s.heard(t, key), "authority.pem"); err != nil || trust != bound || (len(a.Bindings) == 1) != bound {
+			t.Errorf("%s: the sandbox has an authority for bound hosts: %t; attested %v, %v", key, trust, a.Bindings, err)
+		}
+	}
+	bound := next("bound", func(in *stromboli.RunSpec) {
+		in.Bindings = []stromboli.Binding{{Host: "git.example", Secret: "token", Scheme: "bearer"}}
+	})
+	goesOn("bound", bound, 3)
+	trusts("bound", bound, true)
 	s.kill()
 	s.up()
-	goesOn("after a kill", next("after a kill"), 3)
+	unbound := next("after a kill")
+	goesOn("after a kill", unbound, 4)
+	trusts("after a kill", unbound, false)
 
 	anew := func(key, says string, r endedRun) {
 		t.Helper()

@@ -215,7 +215,7 @@ func (m *Manager) made(ctx context.Context, s Spec, rec record) (spec engine.Con
 // ownTargets are where ownMounts may be, save the time zone's file.
 func ownTargets() []string {
 	return []string{
-		hostPath, shimPath, ConnectPath, cliPath, "/etc/passwd", "/etc/group", "/etc/hosts", "/etc/resolv.conf", "/tmp", muslLoaderPath(),
+		hostPath, shimPath, ConnectPath, cliPath, "/etc/passwd", "/etc/group", "/etc/hosts", "/etc/resolv.conf", "/tmp", muslLoaderPath(), trustPath,
 	}
 }
 
