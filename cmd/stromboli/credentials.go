@@ -140,7 +140,10 @@ func (c credentials) fault() error {
 // basis is what egress is told whatever the credentials are.
 func (m *model) basis() egress.Config {
 	network := m.network.Load()
-	return egress.Config{Allow: network.Allow, Proxy: upstream(m.environ), ProxyHosts: network.ProxyHosts}
+	return egress.Config{
+		Allow: network.Allow, Proxy: upstream(m.environ), ProxyHosts: network.ProxyHosts,
+		Spans: m.cfg.Tracing.Enabled && m.cfg.Tracing.Agents,
+	}
 }
 
 func (m *model) configOf(c credentials) egress.Config {

@@ -37,6 +37,7 @@ import (
 	"github.com/tomblancdev/stromboli/internal/setup"
 	"github.com/tomblancdev/stromboli/internal/store"
 	"github.com/tomblancdev/stromboli/internal/telemetry"
+	"github.com/tomblancdev/stromboli/internal/tracing"
 	"github.com/tomblancdev/stromboli/internal/webhook"
 )
 
@@ -115,6 +116,7 @@ type server struct {
 	images *image.Library
 	runner *runner.Runner
 	hooks  *webhook.Sender
+	traces *tracing.Tracer // nil: none
 	api    *api.API
 }
 
@@ -181,7 +183,11 @@ func (s *server) loop(ctx context.Context, ln net.Listener, url string) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var lower errgroup.Group
-	for _, part := range []func(context.Context) error{s.engine.Run, s.egress.Run} {
+	parts := []func(context.Context) error{s.engine.Run, s.egress.Run}
+	if s.traces != nil {
+		parts = append(parts, s.traces.Run) // it hears of what the parts above do last
+	}
+	for _, part := range parts {
 		lower.Go(func() error {
 			defer stop() // nothing goes on without it
 			return part(below)
@@ -282,6 +288,10 @@ func (s *server) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	log := eventlog.New(watched{s.store, s.metrics.Events})
+	if s.traces, err = newTracing(s.cfg, log, s.logs.Part("server")); err != nil {
+		return err
+	}
 	if err := s.openEgress(); err != nil {
 		return err
 	}
@@ -299,7 +309,6 @@ func (s *server) open(ctx context.Context) error {
 		s.log.Warn("engine", "note", note)
 	}
 	limits.Protected = withoutLinks(append(limits.Protected, s.engine.Socket()))
-	log := eventlog.New(watched{s.store, s.metrics.Events})
 	cli := &agentCLI{cache: s.cfg.CacheDir, environ: s.environ, log: s.log}
 	confined := confinement(s.cfg, s.engine, s.info)
 	s.boxes = sandbox.New(sandbox.Config{
@@ -323,24 +332,31 @@ func (s *server) open(ctx context.Context) error {
 		Engine: s.engine, Facts: s.boxes, Patterns: limits.ImagePatterns, Insecure: s.cfg.Agent.InsecureRegistries,
 		AuthFiles: config.RegistryAuthFiles(s.environ, os.Geteuid()), PullTimeout: s.cfg.Agent.PullTimeout, Room: s.boxes.Room, Log: s.logs.Part("image"),
 	})
-	s.runner = runner.New(runner.Config{
+	rc := runner.Config{
 		Store: s.store, Log: log, Sandboxes: s.boxes, Images: s.images, Blobs: s.blobs, Model: s.model, Connections: s.egress, Secrets: s.vault, Policy: limits,
 		Owner: owner(), MaxRunning: maxRunning(s.cfg, limits), MaxQueued: s.cfg.QueueMax,
 		BackgroundWait: s.cfg.Runs.BackgroundWait, Timezone: s.policies.zone, RootHooks: s.cfg.Agent.RootHooks, Logger: s.logs.Part("runner"),
 		Keep: s.cfg.Sandbox.Keep, KeepMax: s.cfg.Sandbox.KeepMax,
 		Connected: s.metrics.Connected, Used: s.metrics.Used,
-	})
-	var trail api.Audit
-	if s.audit != nil {
-		trail = s.audit
 	}
-	s.api, err = api.New(api.Config{
-		Audit: trail, Runs: s.runner, Events: log, Sessions: s.runner, Secrets: keptSecrets{s.vault, s.runner.SecretChanged}, Images: s.images, Webhooks: s.hooks, System: s.system, Log: s.logs.Part("api"), Render: claude.AssistantText, Visible: claude.Visible,
+	if s.traces != nil {
+		rc.Tracer = s.traces
+	}
+	s.runner = runner.New(rc)
+	ac := api.Config{
+		Runs: s.runner, Events: log, Sessions: s.runner, Secrets: keptSecrets{s.vault, s.runner.SecretChanged}, Images: s.images, Webhooks: s.hooks, System: s.system, Log: s.logs.Part("api"), Render: claude.AssistantText, Visible: claude.Visible,
 		Metrics: s.metricsHandler(), Served: s.served, NoAccessLog: !s.cfg.Log.Access,
 		Access: s.access(), Auth: s.auth, RateLimit: s.policies.rate,
 		TLS: s.certificate.config(), AllowedHosts: s.cfg.Server.AllowedHosts, MaxBody: s.cfg.Server.MaxBody,
 		MaxConnections: s.maxConnections(), MaxPerAddress: s.cfg.Server.MaxPerAddress,
-	})
+	}
+	if s.audit != nil {
+		ac.Audit = s.audit
+	}
+	if s.traces != nil {
+		ac.Tracer = s.traces
+	}
+	s.api, err = api.New(ac)
 	return err
 }
 

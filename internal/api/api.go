@@ -106,6 +106,13 @@ type System interface {
 	ClaudeStatus(ctx context.Context, p stromboli.Principal) ClaudeStatus
 }
 
+// Tracer makes spans of requests.
+type Tracer interface {
+	// Request begins the span of a request; end, which is called once, ends it with
+	// the route's pattern, empty where there is none, and the answer's status.
+	Request(r *http.Request) (ctx context.Context, end func(pattern string, status int))
+}
+
 // ClaudeStatus is the answer of GET /claude/status; it never holds the
 // credential.
 type ClaudeStatus struct {
@@ -148,6 +155,8 @@ type Config struct {
 	Log      *slog.Logger
 	// Audit keeps the audit log; nil: there is none, and GET /audit says so.
 	Audit Audit
+	// Tracer makes spans of requests, those for health apart; nil: there are none.
+	Tracer Tracer
 
 	// Metrics answers GET /metrics; nil: there are none.
 	Metrics http.Handler

@@ -23,6 +23,11 @@ func (a *API) Handler() http.Handler {
 		w.Header().Set("X-Request-ID", id)
 		secure(w.Header())
 		start, path := time.Now(), r.URL.Path
+		if a.cfg.Tracer != nil && !isProbe(path) {
+			ctx, end := a.cfg.Tracer.Request(r)
+			r = r.WithContext(ctx) //nolint:contextcheck // made of the request's
+			defer func() { end(r.Pattern, w.status) }()
+		}
 		// After a panic the guard has answered, or aborts the connection.
 		defer func() { a.note(w, r, path, time.Since(start)) }() //nolint:contextcheck // the request's, with its id
 		defer a.guard(w, r)

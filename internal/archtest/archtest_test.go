@@ -69,6 +69,9 @@ func may() map[string][]string {
 		// Who may be told is judged by the same rules as what sandboxes may reach.
 		"internal/webhook": {root, "internal/policy"},
 		"internal/web":     {},
+		// A line of the CLI is understood in one place.
+		"internal/tracing":             {root, "internal/claude"},
+		"internal/tracing/tracingtest": {},
 	}
 }
 
@@ -88,6 +91,7 @@ func mayInTests() map[string][]string {
 		"internal/secret":            {"internal/store"},
 		"internal/auth":              {"internal/store"},
 		"internal/webhook":           {"internal/store"},
+		"internal/tracing":           {"internal/tracing/tracingtest"},
 		"internal/image":             {"internal/engine/enginetest"},
 		"internal/runner":            {"internal/image", "internal/secret", "internal/store", "internal/eventlog", "internal/blob", "internal/engine", "internal/engine/enginetest"},
 		// Bad input is judged in tests by those who judge it in the server.

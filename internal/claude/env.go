@@ -60,6 +60,9 @@ type EnvConfig struct {
 	Bundle, Authority string
 	// Options are the run's: some of them the CLI takes from its environment.
 	Options stromboli.ClaudeOptions
+	// TraceParent is the place in a trace that the CLI's own spans join, which it
+	// sends to Endpoint; empty: it makes none.
+	TraceParent string
 }
 
 // ownedName reports names that must not come from an image: they would change
@@ -168,10 +171,47 @@ func Env(c EnvConfig) []string {
 	if c.Options.EnablePowershellTool {
 		e.set("CLAUDE_CODE_USE_POWERSHELL_TOOL", "1")
 	}
+	if c.TraceParent != "" && !c.ownTelemetry() {
+		e.setTracing(c)
+	}
 	if c.MaxRetries >= 0 {
 		e.set("CLAUDE_CODE_MAX_RETRIES", strconv.Itoa(c.MaxRetries))
 	}
 	return e.list
+}
+
+// ownTelemetry reports whether the caller or the image has telemetry of its own,
+// which must not be led elsewhere.
+func (c EnvConfig) ownTelemetry() bool {
+	own := func(name string) bool { return strings.HasPrefix(name, "OTEL_") || name == "TRACEPARENT" }
+	for _, vars := range []map[string]string{c.Caller, c.Secrets} {
+		for name := range vars {
+			if own(name) {
+				return true
+			}
+		}
+	}
+	return slices.ContainsFunc(c.Image, own)
+}
+
+// setTracing has the CLI make spans, and nothing else: no metrics, no logs, and
+// nothing in the spans of what is said.
+func (e *environ) setTracing(c EnvConfig) {
+	for _, kv := range [][2]string{
+		{"CLAUDE_CODE_ENABLE_TELEMETRY", "1"},
+		{"CLAUDE_CODE_ENHANCED_TELEMETRY_BETA", "1"},
+		{"OTEL_TRACES_EXPORTER", "otlp"},
+		{"OTEL_METRICS_EXPORTER", "none"},
+		{"OTEL_LOGS_EXPORTER", "none"},
+		{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf"},
+		{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", c.Endpoint + "/v1/traces"},
+		{"OTEL_LOG_USER_PROMPTS", "0"},
+		{"OTEL_LOG_TOOL_DETAILS", "0"},
+		{"OTEL_LOG_TOOL_CONTENT", "0"},
+		{"TRACEPARENT", c.TraceParent},
+	} {
+		e.set(kv[0], kv[1])
+	}
 }
 
 // environ keeps "NAME=value" entries in order, each name once.

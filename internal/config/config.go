@@ -52,6 +52,7 @@ type Config struct {
 	Log       Log       `envPrefix:"STROMBOLI_LOG_"`
 	Metrics   Metrics   `envPrefix:"STROMBOLI_METRICS_"`
 	Compose   Compose   `envPrefix:"STROMBOLI_COMPOSE_"`
+	Tracing   Tracing   `envPrefix:"STROMBOLI_TRACING_"`
 
 	// APITokens are API tokens with all rights in the tenant default,
 	// comma-separated, without names of their own.

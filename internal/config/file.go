@@ -140,18 +140,6 @@ func (r *reader) entry(name *yaml.Node, key string, value *yaml.Node) {
 		}
 		keys = append(keys, f.key)
 	}
-	for _, variable := range pending() {
-		later := keyOfPending(variable)
-		if later == key {
-			r.setting(field{env: variable, key: key, typ: reflect.TypeFor[string]()}, name, value)
-			return
-		}
-		if strings.HasPrefix(later, key+".") {
-			r.mapping(value, key)
-			return
-		}
-		keys = append(keys, later)
-	}
 	r.wrong(name, key, "no such setting%s", meant(key, keys))
 }
 

@@ -61,7 +61,7 @@ func Read(src Source) (*Config, error) {
 			c.origins[name] = Origin{File: src.File, Line: v.line}
 		}
 	}
-	for _, name := range append(pending(), variables()...) {
+	for _, name := range variables() {
 		if _, found := c.origins[name]; !found && vars[name] != "" {
 			c.origins[name] = Origin{Variable: name}
 		}
@@ -122,7 +122,7 @@ func directory(name, set, xdg, home, below string) (string, error) {
 // unknown refuses a STROMBOLI_ variable that nothing reads: a misspelt limit
 // must not be ignored in silence.
 func unknown(environ []string) error {
-	known := pending()
+	var known []string
 	for _, f := range append(schema(), clientFields()...) {
 		known = append(known, f.env)
 	}

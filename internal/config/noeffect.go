@@ -7,25 +7,6 @@ import (
 	"strings"
 )
 
-// pending are settings of the contract whose features are not in this version.
-// They are taken and warned of; one that the struct has is none of them.
-func pending() []string {
-	var out []string
-	for _, name := range []string{
-		"TRACING_ENABLED", "TRACING_ENDPOINT", "TRACING_SERVICE_NAME", "TRACING_INSECURE",
-	} {
-		if name = prefix + name; keyOfVariable(name) == "" {
-			out = append(out, name)
-		}
-	}
-	return out
-}
-
-// keyOfPending: their sections have names of one word.
-func keyOfPending(name string) string {
-	return strings.Replace(strings.ToLower(strings.TrimPrefix(name, prefix)), "_", ".", 1)
-}
-
 func clientFields() []field { return fieldsOf(reflect.TypeFor[Client](), "", nil) }
 
 // NoEffect tells of each setting that was set and changes nothing, why.
@@ -37,11 +18,6 @@ func (c *Config) NoEffect() []string {
 			continue
 		}
 		out = append(out, fmt.Sprintf("%s (%s) has no effect: %s", f.env, o, f.noEffect))
-	}
-	for _, name := range pending() {
-		if o, set := c.origins[name]; set {
-			out = append(out, fmt.Sprintf("%s (%s) has no effect: this version doesn't have what it is for", name, o))
-		}
 	}
 	return append(out, slices.Compact(c.imageTag())...)
 }

@@ -53,6 +53,8 @@ func (c *Config) validate() error {
 	p.check(c.Webhook.CleanupTTL < time.Minute, "STROMBOLI_WEBHOOK_CLEANUP_TTL", "must be at least 1m")
 	p.check(c.Audit.MaxFileSize < 4096, "STROMBOLI_AUDIT_MAX_FILE_SIZE", "must be at least 4096 bytes")
 	p.check(c.Audit.MaxFileAge < time.Minute, "STROMBOLI_AUDIT_MAX_FILE_AGE", "must be at least 1m")
+	p.check(!(c.Tracing.SampleRatio >= 0 && c.Tracing.SampleRatio <= 1), "STROMBOLI_TRACING_SAMPLE_RATIO", "must be from 0 to 1") // NaN is neither
+	p.check(c.Tracing.ServiceName == "", "STROMBOLI_TRACING_SERVICE_NAME", "must not be empty")
 	p.check(c.OrphanTimeout < time.Second, "STROMBOLI_ORPHAN_TIMEOUT", "must be at least 1s")
 	p.check(!slices.Contains([]string{"auto", "none"}, c.Sandbox.UserNS), "STROMBOLI_SANDBOX_USERNS", "%q is neither auto nor none", c.Sandbox.UserNS)
 	p.check(!slices.Contains([]string{"default", "unconfined"}, c.Sandbox.Seccomp), "STROMBOLI_SANDBOX_SECCOMP", "%q is neither default nor unconfined", c.Sandbox.Seccomp)

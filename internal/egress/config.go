@@ -57,6 +57,8 @@ type Config struct {
 	// Allow exempts targets from the address policy: "name:port", "ip:port",
 	// "[ip]:port", "cidr:port".
 	Allow []string `json:"allow,omitempty"`
+	// Spans: what agents export for their traces is taken, and kept for the server.
+	Spans bool `json:"spans,omitempty"`
 }
 
 // String implements fmt.Stringer; extra headers may be secrets, so only their number shows.
@@ -84,6 +86,7 @@ func (c Config) Validate() error {
 // settings is a Config made ready, immutable.
 type settings struct {
 	demo      bool
+	spans     bool
 	endpoint  *endpoint            // of tenants without one of their own
 	tenants   map[string]*endpoint // by name
 	exclusive bool                 // endpoint is the default tenant's alone
@@ -97,7 +100,7 @@ func (c Config) compile() (*settings, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &settings{demo: c.Demo, allow: allow, exclusive: c.Exclusive, tenants: map[string]*endpoint{}}
+	s := &settings{demo: c.Demo, spans: c.Spans, allow: allow, exclusive: c.Exclusive, tenants: map[string]*endpoint{}}
 	if s.upstream, err = compileUpstream(c.Proxy, c.ProxyHosts); err != nil {
 		return nil, err
 	}

@@ -62,6 +62,7 @@ func newControl(g *gateway, cfg ServeConfig) *control {
 	mux.HandleFunc("GET /sandboxes/{id}/records", c.getRecords)
 	mux.HandleFunc("POST /sandboxes/{id}/records", c.postRecord)
 	mux.HandleFunc("GET /sandboxes/{id}/network", c.getNetwork)
+	mux.HandleFunc("GET /sandboxes/{id}/spans", c.getSpans)
 	mux.HandleFunc("POST /shutdown", c.postShutdown)
 	c.server = &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

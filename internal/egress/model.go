@@ -28,6 +28,8 @@ func (h *handler) serveModel(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.Method == http.MethodHead && r.URL.Path == "/":
 		return // the CLI looks whether somebody is there
+	case s != nil && s.spans && r.URL.RawPath == "" && r.URL.Path == spansPath:
+		h.takeSpans(w, r)
 	case !modelPath(r):
 		modelFailure(w, http.StatusNotFound, "not_found_error", "egress forwards only the Messages API, not "+strconv.QuoteToASCII(clip(r.URL.Path)))
 	case r.Method != http.MethodPost:

@@ -45,6 +45,7 @@ type door struct {
 	leaves chan struct{}  // closed when a successor serves the sandbox
 	leave  sync.Once
 	audit  *audit
+	spans  exports
 
 	mu      sync.Mutex
 	reg     Sandbox

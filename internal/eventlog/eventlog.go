@@ -50,8 +50,9 @@ type Store interface {
 type Log struct {
 	store Store
 
-	mu   sync.Mutex
-	runs map[string]*followed // those with at least one follower
+	mu    sync.Mutex
+	runs  map[string]*followed // those with at least one follower
+	ended func(runID string)   // nil: nobody asks
 }
 
 // followed is a run that somebody follows. Log.mu guards all of it.
@@ -98,10 +99,21 @@ func (l *Log) Wake(runID string) {
 	}
 }
 
+// OnEnd names the function that is told of each run whose end was stored through
+// this process's store. It must return at once.
+func (l *Log) OnEnd(fn func(runID string)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ended = fn
+}
+
 // committed is called by the store.
 func (l *Log) committed(runID string, events []stromboli.Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if n := len(events); n > 0 && l.ended != nil && events[n-1].Type == stromboli.EventRunFinished {
+		l.ended(runID)
+	}
 	f := l.runs[runID]
 	if f == nil || len(events) == 0 {
 		return

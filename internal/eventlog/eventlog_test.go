@@ -163,6 +163,20 @@ func TestEndOfContextAndOfReader(t *testing.T) {
 	}
 }
 
+// TestOnEnd: who asks is told of each end once, followed or not.
+func TestOnEnd(t *testing.T) {
+	s, l := open(t)
+	var ended []string
+	l.OnEnd(func(id string) { ended = append(ended, id) })
+	a, b := create(t, s), create(t, s)
+	add(t, l, a, 3)
+	finish(t, s, b)
+	finish(t, s, a)
+	if got := strings.Join(ended, " "); got != b+" "+a {
+		t.Errorf("told of %q, want %s and %s", got, b, a)
+	}
+}
+
 // deleted is a store whose oldest events are gone, or all of them.
 type deleted struct {
 	eventlog.Store

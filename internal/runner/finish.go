@@ -101,6 +101,7 @@ func (e *execution) finish(ctx context.Context, out stromboli.Outcome) error {
 		e.log.WarnContext(ctx, "reading the last records of connections", "error", err)
 		e.warn(&f, "egress_records_incomplete", errors.New("the records of the run's last connections could not be read; those before are in GET /jobs/{id}/egress"))
 	}
+	e.lastSpans(ctx)
 	old, err := e.saveTranscript(ctx, &f)
 	if err != nil {
 		return err

@@ -122,6 +122,7 @@ type options struct {
 	now        func() time.Time // the clock on the wall
 	oom        bool             // containers that end have run out of memory
 	faults     *faults
+	tracer     runner.Tracer
 	disk       int64 // a sandbox's limit of the disk
 	patterns   []string
 	// engineSecrets are patterns of the engine's secrets that runs may name.
@@ -179,7 +180,7 @@ func (w *world) tryStart(o options) (*life, error) {
 		Store:  l.faults, Log: faultyLog{l.log, l.faults}, Sandboxes: roomy{l.boxes, w}, Blobs: blobs, Model: w, Connections: &w.network, Secrets: secret.NewVault(st, w.keys),
 		Policy: policy.Config{EngineSecrets: secrets, Image: image, ImagePatterns: patterns, Memory: 64 << 20, NanoCPUs: 1e9, Timeout: time.Minute, Home: sandbox.HomePath},
 		Keep:   w.keep, KeepMax: cmp.Or(w.most, 100),
-		Owner: "test", MaxRunning: o.max, MaxQueued: o.queue, BackgroundWait: o.background, Now: o.now, Logger: log,
+		Owner: "test", MaxRunning: o.max, MaxQueued: o.queue, BackgroundWait: o.background, Now: o.now, Logger: log, Tracer: o.tracer,
 	})
 	if err := l.Recover(ctx); err != nil {
 		cancel()

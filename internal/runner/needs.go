@@ -113,4 +113,19 @@ type Connections interface {
 	// Close ends a sandbox's connections and lets no more begin. Records then
 	// returns what is left without waiting.
 	Close(ctx context.Context, sandboxID string) error
+	// Spans returns what the sandbox's agent has exported for its trace, as it
+	// came: bodies of requests of OTLP.
+	Spans(ctx context.Context, sandboxID string) ([][]byte, error)
+}
+
+// Tracer joins runs to traces.
+type Tracer interface {
+	// Context is the place in a trace of the request in ctx; zero where it is in
+	// none.
+	Context(ctx context.Context) stromboli.TraceContext
+	// Agent is the traceparent that the agent of a run is told whose request had
+	// that place; empty: it takes no part.
+	Agent(runID string, at stromboli.TraceContext) string
+	// Exported takes what the agent of a run has exported, and doesn't wait.
+	Exported(runID string, exports [][]byte)
 }

@@ -110,6 +110,11 @@ func (n *network) Close(_ context.Context, id string) error {
 	return nil
 }
 
+// Spans implements runner.Connections.
+func (*network) Spans(context.Context, string) ([][]byte, error) {
+	return [][]byte{[]byte("spans")}, nil
+}
+
 // Records implements runner.Connections.
 func (n *network) Records(ctx context.Context, id string, after int64, limit int, wait time.Duration) ([]stromboli.EgressRecord, error) {
 	ctx, cancel := context.WithTimeout(ctx, wait)

@@ -38,6 +38,8 @@ type Config struct {
 	Secrets     Secrets
 	Images      Images
 	Policy      policy.Config
+	// Tracer joins runs to traces; nil: they are in none.
+	Tracer Tracer
 
 	Owner          string        // names this server in the rows that it executes
 	MaxRunning     int           // runs executed at once

@@ -159,7 +159,7 @@ func (e *execution) startAgent(ctx context.Context, s agentStart) error {
 		Env: claude.Env(claude.EnvConfig{
 			Image: e.box.ImageEnv, Home: e.box.Home, Endpoint: e.box.ProxyURL, CredentialKind: s.kind, MaxRetries: -1,
 			Timezone: e.r.cfg.Timezone, Connect: sandbox.ConnectPath,
-			Caller: e.row.Spec.Env, Secrets: s.secrets, Bundle: e.box.Trust().Bundle, Authority: e.box.Trust().Authority, Options: opts,
+			Caller: e.row.Spec.Env, Secrets: s.secrets, Bundle: e.box.Trust().Bundle, Authority: e.box.Trust().Authority, Options: opts, TraceParent: e.traceParent(ctx),
 		}),
 		Secrets: e.secretFiles(),
 		Dir:     e.box.Workdir, UID: e.box.UID, GID: e.box.GID, Deadline: max(e.timeLeft(), time.Millisecond),

@@ -65,6 +65,7 @@ func (r *Runner) Submit(ctx context.Context, p stromboli.Principal, s stromboli.
 		n.Idempotency = &s.Idempotency
 	}
 	session(s, checked.Workspace(), &n)
+	n.FirstEvents = createdEvents(r.traceOf(ctx))
 	if absent {
 		return r.create(ctx, n, nil)
 	}
@@ -116,7 +117,6 @@ func session(s stromboli.Submission, workspace string, n *stromboli.NewRun) {
 	if !o.NoPersistence { // what keeps nothing is nothing to continue
 		n.Workspace = workspace
 	}
-	n.FirstEvents = createdEvents
 	n.Resume = o.Resume || s.ResumeIfExists
 	id, alias := claude.SessionName(o.SessionID)
 	switch {
@@ -210,16 +210,21 @@ func (r *Runner) enter() (done func(), err error) {
 	return r.executions.Done, nil
 }
 
-// createdEvents are a run's first events.
-func createdEvents(run stromboli.Run) []stromboli.Event {
-	events := []stromboli.Event{
-		event(stromboli.EventRunCreated, specSummary(run)),
-		event(stromboli.EventPhase, stromboli.PhaseData{Phase: run.Phase}),
+// createdEvents makes a run's first events. The first of them is where the run's
+// place in a trace is kept, for whatever server goes on with it.
+func createdEvents(at stromboli.TraceContext) func(stromboli.Run) []stromboli.Event {
+	return func(run stromboli.Run) []stromboli.Event {
+		created := specSummary(run)
+		created.TraceContext = at
+		events := []stromboli.Event{
+			event(stromboli.EventRunCreated, created),
+			event(stromboli.EventPhase, stromboli.PhaseData{Phase: run.Phase}),
+		}
+		for _, w := range run.Warnings {
+			events = append(events, event(stromboli.EventWarning, stromboli.WarningData(w)))
+		}
+		return events
 	}
-	for _, w := range run.Warnings {
-		events = append(events, event(stromboli.EventWarning, stromboli.WarningData(w)))
-	}
-	return events
 }
 
 // createdData is what run.created tells of a spec: enough to recognise the
@@ -234,6 +239,7 @@ type createdData struct {
 	Image     string            `json:"image,omitempty"`
 	Model     string            `json:"model,omitempty"`
 	Metadata  map[string]string `json:"metadata,omitempty"`
+	stromboli.TraceContext
 }
 
 func specSummary(run stromboli.Run) createdData {

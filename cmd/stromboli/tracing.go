@@ -1,0 +1,30 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+
+	"github.com/tomblancdev/stromboli/internal/config"
+	"github.com/tomblancdev/stromboli/internal/eventlog"
+	"github.com/tomblancdev/stromboli/internal/tracing"
+)
+
+// newTracing returns what makes traces: nil where there are none.
+func newTracing(cfg *config.Config, events *eventlog.Log, log *slog.Logger) (*tracing.Tracer, error) {
+	if !cfg.Tracing.Enabled {
+		return nil, nil //nolint:nilnil // that is the meaning
+	}
+	endpoint, err := tracing.ParseEndpoint(cfg.Tracing.Endpoint, cfg.Tracing.Protocol, cfg.Tracing.Insecure)
+	if err != nil {
+		return nil, fmt.Errorf("STROMBOLI_TRACING_ENDPOINT: %w", err)
+	}
+	t, err := tracing.New(tracing.Config{
+		Endpoint: endpoint, ServiceName: cfg.Tracing.ServiceName, Version: version, SampleRatio: cfg.Tracing.SampleRatio,
+		Agents: cfg.Tracing.Agents, Events: events, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	events.OnEnd(t.Ended)
+	return t, nil
+}
