@@ -13,10 +13,10 @@ type Audit struct {
 	// File is where: an absolute path; full files and the head lie beside it. Default:
 	// audit/audit.jsonl in the data directory. No two servers may share one.
 	File string `env:"FILE"`
-	// MaxFileSize is the size in bytes, and MaxFileAge the age of its first record,
-	// at which the next file is begun.
-	MaxFileSize int64         `env:"MAX_FILE_SIZE" envDefault:"33554432"`
-	MaxFileAge  time.Duration `env:"MAX_FILE_AGE" envDefault:"24h"`
+	// MaxFileSize is the size in bytes at which the next file is begun.
+	MaxFileSize int64 `env:"MAX_FILE_SIZE" envDefault:"33554432"`
+	// MaxFileAge is the age of a file's first record at which the next is begun.
+	MaxFileAge time.Duration `env:"MAX_FILE_AGE" envDefault:"24h"`
 }
 
 // AuditFile is where the audit log is written.

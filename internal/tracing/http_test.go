@@ -70,6 +70,8 @@ func TestRequest(t *testing.T) {
 	}
 }
 
+// What STROMBOLI_TRACING_ENDPOINT, _PROTOCOL and STROMBOLI_TRACING_INSECURE mean
+// together.
 func TestParseEndpoint(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
