@@ -40,7 +40,7 @@ func (a *API) note(w *recorder, r *http.Request, path string, took time.Duration
 	if a.cfg.NoAccessLog || !a.log.Enabled(r.Context(), level) {
 		return
 	}
-	a.log.LogAttrs(w.origin(r), level, "request",
+	a.log.LogAttrs(w.origin(r), level, "request", //nolint:contextcheck // the request's
 		slog.String("method", clip(r.Method)), slog.String("route", route), slog.String("path", clip(path)),
 		slog.Int("status", w.status), slog.Int64("bytes", w.bytes), slog.Duration("took", took), slog.String("remote", r.RemoteAddr))
 }

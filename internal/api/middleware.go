@@ -29,7 +29,7 @@ func (a *API) Handler() http.Handler {
 			defer func() { end(r.Pattern, w.status) }()
 		}
 		// After a panic the guard has answered, or aborts the connection.
-		defer func() { a.note(w, r, path, time.Since(start)) }() //nolint:contextcheck // the request's, with its id
+		defer func() { a.note(w, r, path, time.Since(start)) }()
 		defer a.guard(w, r)
 		a.limitBody(w, r)
 		a.serve(w, r)
