@@ -124,7 +124,7 @@ func TestProtectedPaths(t *testing.T) {
 	f := newFixture(t, nil)
 	keys, sock := f.dir(t, "keys", 0, 0), f.dir(t, "engine", 0, 0)
 	must(t, os.Symlink(keys, filepath.Join(f.root, "link")))
-	f.cfg.Volumes, f.cfg.Protected = []string{"/"}, []string{filepath.Join(keys, "key"), filepath.Join(sock, "podman.sock")}
+	f.SetVolumes([]string{"/"}, []string{filepath.Join(keys, "key"), filepath.Join(sock, "podman.sock")})
 	for _, source := range []string{keys, sock, filepath.Join(f.root, "link"), f.root} {
 		if _, err := f.Check(t.Context(), plan("/workspace", policy.Mount{Source: source, Target: "/app"})); !errors.Is(err, stromboli.Invalid) {
 			t.Errorf("%s: %v", source, err)
