@@ -182,7 +182,7 @@ func TestBadInput(t *testing.T) {
 		{"binding of the model's host", `{"prompt":"x","bindings":[{"host":"api.anthropic.com","secret":"never","scheme":"bearer"}]}`, 400, "invalid_request", "bindings[0].host"},
 		later("permission_prompts", `"http"`), later("workspace", `{"git":"x"}`), later("keep", `true`),
 		{"secret that is missing", `{"prompt":"x","podman":{"secrets_env":{"A":"never"}}}`, 400, "invalid_request", "podman.secrets_env.A"},
-		{"secret of the engine's", `{"prompt":"x","podman":{"secrets_env":{"A":"engine:x"}}}`, 400, "not_supported", "podman.secrets_env.A"},
+		{"secret of the engine's", `{"prompt":"x","podman":{"secrets_env":{"A":"engine:x"}}}`, 400, "invalid_request", "podman.secrets_env.A"},
 		{"hook that is blank", `{"prompt":"x","podman":{"lifecycle":{"post_start":["true"," "]}}}`, 400, "invalid_request", "podman.lifecycle.post_start[1]"},
 		{"hooks of another shape", `{"prompt":"x","podman":{"lifecycle":["true"]}}`, 400, "invalid_request", "podman.lifecycle"},
 		{"hooks_timeout that is too long", `{"prompt":"x","podman":{"lifecycle":{"hooks_timeout":"2h"}}}`, 400, "invalid_request", "podman.lifecycle.hooks_timeout"},
