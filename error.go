@@ -37,6 +37,7 @@ const (
 	StorageBusy     Code = "storage_busy"          // 503
 	// AuditUnavailable: what was asked for could not be recorded, and was not done.
 	AuditUnavailable Code = "audit_unavailable"  // 503
+	ArchiveDown      Code = "archive_down"       // 503
 	NotEnforced      Code = "not_enforced"       // 400
 	ImageMissing     Code = "image_missing"      // 400
 	ImageForbidden   Code = "image_not_allowed"  // 400

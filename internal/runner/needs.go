@@ -33,6 +33,7 @@ type Store interface {
 	DeleteSession(ctx context.Context, tenant, name string) (stromboli.Session, error)
 	DeletedSessions(ctx context.Context) ([]stromboli.Session, error)
 	ForgetSession(ctx context.Context, id string) error
+	DeleteIdleSession(ctx context.Context, id string, before time.Time) (stromboli.Session, error)
 	KeptSandboxes(ctx context.Context) ([]stromboli.Session, error)
 	ForgetSandbox(ctx context.Context, sessionID, sandboxID, runID string) (bool, error)
 	TranscriptsInUse(ctx context.Context, keys []string) (stromboli.TranscriptUse, error)
@@ -89,6 +90,12 @@ type Blobs interface {
 	Keys(ctx context.Context, prefix string, fn func(key string) error) error
 	// DeleteAll removes every blob below a key.
 	DeleteAll(ctx context.Context, prefix string) error
+}
+
+// Archives are the events of finished runs outside of the database.
+type Archives interface {
+	// DeleteSession deletes those of a session that is being deleted.
+	DeleteSession(ctx context.Context, sessionID string) error
 }
 
 // Model is the model's endpoint as runs see it.

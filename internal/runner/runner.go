@@ -32,6 +32,7 @@ type Config struct {
 	Log       Log
 	Sandboxes Sandboxes
 	Blobs     Blobs
+	Archives  Archives // nil: there are none
 	Model     Model
 	// Connections are what sandboxes do on the network.
 	Connections Connections

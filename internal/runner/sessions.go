@@ -184,6 +184,11 @@ func (r *Runner) remove(ctx context.Context, s stromboli.Session) error {
 		if err := r.cfg.Blobs.DeleteAll(ctx, transcriptsOf(s.ID)); err != nil {
 			return nil, err
 		}
+		if r.cfg.Archives != nil {
+			if err := r.cfg.Archives.DeleteSession(ctx, s.ID); err != nil {
+				return nil, err
+			}
+		}
 		return nil, r.cfg.Store.ForgetSession(ctx, s.ID)
 	})
 	return err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"time"
 
 	"github.com/tomblancdev/stromboli"
 )
@@ -24,7 +23,7 @@ func (s *Store) repeated(t *tx, in newRun) (stromboli.Run, bool, error) {
 		return stromboli.Run{}, false, nil
 	case err != nil:
 		return stromboli.Run{}, false, err
-	case created <= s.now().Add(-keepIdempotency).UnixMilli():
+	case created <= s.now().Add(-s.keepKeys).UnixMilli():
 		return stromboli.Run{}, false, nil
 	}
 	r, err := t.run(in.Run.Tenant, id)
@@ -50,13 +49,13 @@ func (s *Store) rememberKey(t *tx, in newRun) error {
 	return err
 }
 
-// DeleteExpiredIdempotency forgets keys that are older than 24 h and reports
+// DeleteExpiredIdempotency forgets keys that stand for nothing any more and reports
 // how many. It takes at most 1,000 at a time.
 func (s *Store) DeleteExpiredIdempotency(ctx context.Context) (int, error) {
 	return write(ctx, s, "delete idempotency keys", func(t *tx) (int, error) {
 		n, err := t.exec(`DELETE FROM idempotency_keys WHERE (tenant, endpoint, key) IN
 			(SELECT tenant, endpoint, key FROM idempotency_keys WHERE created_at <= ? LIMIT 1000)`,
-			s.now().Add(-keepIdempotency).UnixMilli())
+			s.now().Add(-s.keepKeys).UnixMilli())
 		return int(n), err
 	})
 }
@@ -64,18 +63,6 @@ func (s *Store) DeleteExpiredIdempotency(ctx context.Context) (int, error) {
 // deleteChunk bounds the events that one transaction deletes, so that other
 // writes don't wait for long.
 const deleteChunk = 2000
-
-// DeleteFinishedRuns deletes up to limit runs that finished before the given
-// time, with their events, oldest first, and reports how many. A run's oldest
-// events go first; a reader sees a gap at the front, never in the middle.
-func (s *Store) DeleteFinishedRuns(ctx context.Context, before time.Time, limit int) (int, error) {
-	rows, err := s.readDB.QueryContext(ctx, `SELECT n FROM runs WHERE finished_at IS NOT NULL AND finished_at < ? ORDER BY finished_at LIMIT ?`,
-		before.UnixMilli(), limit)
-	if err != nil {
-		return 0, s.classify("delete runs", err)
-	}
-	return s.deleteRuns(ctx, rows)
-}
 
 // deleteRuns deletes the runs whose numbers are given, one after the other.
 func (s *Store) deleteRuns(ctx context.Context, numbers *sql.Rows) (int, error) {
@@ -93,29 +80,35 @@ func (s *Store) deleteRuns(ctx context.Context, numbers *sql.Rows) (int, error) 
 	return len(runs), nil
 }
 
-// deleteSome reports whether the run is gone.
-func deleteSome(t *tx, n int64) (bool, error) {
+// deleteEvents deletes a run's oldest events, and reports whether there may be
+// more.
+func deleteEvents(t *tx, n int64) (more bool, err error) {
 	var upTo sql.NullInt64
 	if err := t.scan(`SELECT max(seq) FROM (SELECT seq FROM events WHERE run = ? ORDER BY seq LIMIT ?)`,
-		[]any{n, deleteChunk}, &upTo); err != nil {
+		[]any{n, deleteChunk}, &upTo); err != nil || !upTo.Valid {
 		return false, err
 	}
-	if !upTo.Valid {
-		if err := t.scan(`SELECT max(seq) FROM (SELECT seq FROM egress_records WHERE run = ? ORDER BY seq LIMIT ?)`,
-			[]any{n, deleteChunk}, &upTo); err != nil {
+	for _, q := range []string{
+		`DELETE FROM events WHERE run = ? AND seq <= ?`,
+		`DELETE FROM event_payloads WHERE run = ? AND seq <= ?`,
+	} {
+		if _, err := t.exec(q, n, upTo.Int64); err != nil {
 			return false, err
 		}
 	}
-	if upTo.Valid {
-		for _, q := range []string{
-			`DELETE FROM egress_records WHERE run = ? AND seq <= ?`,
-			`DELETE FROM events WHERE run = ? AND seq <= ?`,
-			`DELETE FROM event_payloads WHERE run = ? AND seq <= ?`,
-		} {
-			if _, err := t.exec(q, n, upTo.Int64); err != nil {
-				return false, err
-			}
-		}
+	return true, nil
+}
+
+// deleteSome reports whether the run is gone.
+func deleteSome(t *tx, n int64) (bool, error) {
+	if more, err := deleteEvents(t, n); err != nil || more {
+		return false, err
+	}
+	switch more, err := t.exec(`DELETE FROM egress_records WHERE run = ? AND seq <= (SELECT max(seq) FROM
+		(SELECT seq FROM egress_records WHERE run = ? ORDER BY seq LIMIT ?))`, n, n, deleteChunk); {
+	case err != nil:
+		return false, err
+	case more > 0:
 		return false, nil
 	}
 	for _, q := range []string{
@@ -123,6 +116,7 @@ func deleteSome(t *tx, n int64) (bool, error) {
 		`DELETE FROM run_outcomes WHERE run = ?`,
 		`DELETE FROM run_attestations WHERE run = ?`,
 		`DELETE FROM run_metadata WHERE run = ?`,
+		`DELETE FROM run_archives WHERE run = ?`,
 		`DELETE FROM runs WHERE n = ?`,
 	} {
 		if _, err := t.exec(q, n); err != nil {

@@ -107,17 +107,22 @@ func (s *Store) DeleteSession(ctx context.Context, tenant, name string) (strombo
 		case have.ActiveRun != "":
 			return have, stromboli.Errorf(stromboli.SessionBusy, "session %s is in use by %s; cancel the run first", have.ID, have.ActiveRun)
 		}
-		fork, pending, err := t.session(`WHERE s.forked_from = ? AND s.fork_pending = 1 LIMIT 1`, have.ID)
-		if err != nil {
-			return have, err
-		}
-		if pending {
-			return have, stromboli.Errorf(stromboli.SessionBusy, "session %s is about to be copied by %s, which forks it", have.ID, fork.ActiveRun)
-		}
-		have.Deleting = true
-		_, err = t.exec(`UPDATE sessions SET deleted_at = ? WHERE id = ?`, max(s.now().UnixMilli(), 1), have.ID)
-		return have, err
+		return s.markDeleted(t, have)
 	})
+}
+
+// markDeleted is the first step of a session's deletion; no run may hold it.
+func (s *Store) markDeleted(t *tx, have stromboli.Session) (stromboli.Session, error) {
+	fork, pending, err := t.session(`WHERE s.forked_from = ? AND s.fork_pending = 1 LIMIT 1`, have.ID)
+	if err != nil {
+		return have, err
+	}
+	if pending {
+		return have, stromboli.Errorf(stromboli.SessionBusy, "session %s is about to be copied by %s, which forks it", have.ID, fork.ActiveRun)
+	}
+	have.Deleting = true
+	_, err = t.exec(`UPDATE sessions SET deleted_at = ? WHERE id = ?`, max(s.now().UnixMilli(), 1), have.ID)
+	return have, err
 }
 
 // DeletedSessions returns the sessions that are being deleted.

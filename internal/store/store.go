@@ -40,7 +40,6 @@ const (
 	defaultBusyTimeout = 5 * time.Second
 	readConns          = 4
 
-	// keepIdempotency is how long a key stands for the run it made.
 	keepIdempotency = 24 * time.Hour
 )
 
@@ -52,6 +51,8 @@ type Config struct {
 	// BusyTimeout is how long a call waits for another program that holds the
 	// database's lock before it fails with ErrLocked. Default: 5 s.
 	BusyTimeout time.Duration
+	// KeepIdempotency is how long a key stands for the run it made. Default: 24 h.
+	KeepIdempotency time.Duration
 	// Now is the clock. Default: time.Now.
 	Now func() time.Time
 	// Committed, if set, is told of each transaction: how long it took, with its
@@ -68,6 +69,7 @@ type Store struct {
 	committed func(took time.Duration, writes int, err error)
 
 	maxGrants int64
+	keepKeys  time.Duration
 
 	writeDB *sql.DB // one connection, the writer goroutine's
 	readDB  *sql.DB
@@ -94,6 +96,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.BusyTimeout <= 0 {
 		cfg.BusyTimeout = defaultBusyTimeout
 	}
+	if cfg.KeepIdempotency <= 0 {
+		cfg.KeepIdempotency = keepIdempotency
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -107,6 +112,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		committed: cfg.Committed,
 
 		maxGrants: maxGrants,
+		keepKeys:  cfg.KeepIdempotency,
 
 		ops:     make(chan *op, maxBatch),
 		due:     make(chan struct{}, 1),

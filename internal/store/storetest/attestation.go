@@ -30,7 +30,7 @@ func testAttestation(t *testing.T, f *fixture) {
 		t.Errorf("after the end: %v", err)
 	}
 	f.clock.add(time.Hour)
-	if n, err := f.DeleteFinishedRuns(t.Context(), f.clock.Now(), 10); n != 1 || err != nil {
+	if n, err := f.deleteFinished(t); n != 1 || err != nil {
 		t.Errorf("deleted %d, %v", n, err)
 	}
 	_, err = f.Attestation(t.Context(), run.Tenant, run.ID)

@@ -292,7 +292,7 @@ func testListDeliveries(t *testing.T, f *fixture) {
 func testForgetDeliveries(t *testing.T, f *fixture) {
 	gone, stays := f.owed(t, "http://a.example/"), f.owed(t, "http://a.example/")
 	f.clock.add(time.Hour)
-	if n, err := f.DeleteFinishedRuns(t.Context(), f.clock.Now(), 10); n != 2 || err != nil { // the delivery doesn't need its run
+	if n, err := f.deleteFinished(t); n != 2 || err != nil { // the delivery doesn't need its run
 		t.Fatal(n, err)
 	}
 	d := f.claim(t, 1, 1)[0]
@@ -322,7 +322,7 @@ func testDeliveryRetention(t *testing.T, f *fixture) {
 		runs = append(runs, f.owed(t, "http://a.example/").ID)
 	}
 	f.clock.add(time.Hour)
-	if n, err := f.DeleteFinishedRuns(t.Context(), f.clock.Now(), 10); n != 3 || err != nil {
+	if n, err := f.deleteFinished(t); n != 3 || err != nil {
 		t.Fatal(n, err)
 	}
 	for _, c := range f.claim(t, 2, 2) {

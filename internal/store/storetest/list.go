@@ -177,7 +177,7 @@ func testRetention(t *testing.T, f *fixture) {
 	f.clock.add(time.Hour)
 	recent, active := f.running(t), f.running(t)
 	f.finish(t, recent, stromboli.Completed)
-	if n, err := f.DeleteFinishedRuns(t.Context(), f.clock.Now(), 10); n != 1 || err != nil {
+	if n, err := f.deleteFinished(t); n != 1 || err != nil {
 		t.Fatalf("deleted %d, %v", n, err)
 	}
 	_, err := f.GetRun(t.Context(), old.Tenant, old.ID)

@@ -78,7 +78,7 @@ func testNetwork(t *testing.T, f *fixture) {
 	_, err = f.SetNetwork(t.Context(), run.Tenant, run.ID, stromboli.Network{})
 	wantErr(t, "after the end", err, stromboli.Conflict)
 	f.clock.add(time.Hour)
-	if n, err := f.DeleteFinishedRuns(t.Context(), f.clock.Now(), 10); n != 1 || err != nil {
+	if n, err := f.deleteFinished(t); n != 1 || err != nil {
 		t.Errorf("deleted %d, %v", n, err)
 	}
 	if records, err := f.EgressRecords(t.Context(), run.ID, 0, 10); len(records) != 0 || err != nil {

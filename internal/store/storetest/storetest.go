@@ -70,7 +70,19 @@ type Store interface {
 	SaveTranscript(ctx context.Context, sessionID string, expectVersion int64, key string) error
 
 	DeleteExpiredIdempotency(ctx context.Context) (int, error)
-	DeleteFinishedRuns(ctx context.Context, before time.Time, limit int) (int, error)
+	FinishedRuns(ctx context.Context, before time.Time, after stromboli.FinishedRun, limit int) ([]stromboli.FinishedRun, error)
+	DeleteRun(ctx context.Context, runID string) error
+	RunsToArchive(ctx context.Context, before time.Time, after stromboli.FinishedRun, limit int) ([]stromboli.FinishedRun, error)
+	RunsWithArchive(ctx context.Context, before time.Time, after stromboli.FinishedRun, limit int) ([]stromboli.FinishedRun, error)
+	ArchivesOfSession(ctx context.Context, sessionID string) ([]stromboli.FinishedRun, error)
+	BeginArchive(ctx context.Context, a stromboli.Archive) error
+	FinishedRun(ctx context.Context, id string) (stromboli.FinishedRun, error)
+	EndArchive(ctx context.Context, a stromboli.Archive) error
+	GetArchive(ctx context.Context, runID string) (stromboli.Archive, error)
+	DeleteArchivedEvents(ctx context.Context, runID string) error
+	ForgetArchive(ctx context.Context, runID string) error
+	IdleSessions(ctx context.Context, before time.Time, after stromboli.Session, limit int) ([]stromboli.Session, error)
+	DeleteIdleSession(ctx context.Context, id string, before time.Time) (stromboli.Session, error)
 }
 
 var _ Store = (*store.Store)(nil)
@@ -137,6 +149,8 @@ func Run(t *testing.T, open func(t *testing.T, clock *Clock) Store) {
 		"list filters":     testListFilters,
 		"tenants":          testTenants,
 		"retention":        testRetention,
+		"archive":          testArchive,
+		"idle sessions":    testIdleSessions,
 		"cancelled caller": testCancelledCaller,
 		"lifecycle":        testLifecycle,
 	} {
