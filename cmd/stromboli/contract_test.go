@@ -22,6 +22,7 @@ import (
 	"github.com/tomblancdev/stromboli/internal/auth"
 	"github.com/tomblancdev/stromboli/internal/config"
 	"github.com/tomblancdev/stromboli/internal/policy"
+	"github.com/tomblancdev/stromboli/internal/retention"
 	"github.com/tomblancdev/stromboli/internal/store"
 	"github.com/tomblancdev/stromboli/internal/telemetry"
 )
@@ -267,11 +268,17 @@ func TestCleanupSettings(t *testing.T) {
 	}
 	forget := func(ttl string, until func() bool) {
 		t.Helper()
-		cfg, err := config.Load([]string{"HOME=/h", "STROMBOLI_JOBS_CLEANUP_TTL=" + ttl, "STROMBOLI_JOBS_CLEANUP_INTERVAL=1s"})
+		cfg, err := config.Load([]string{"HOME=" + t.TempDir(), "STROMBOLI_JOBS_CLEANUP_TTL=" + ttl, "STROMBOLI_JOBS_CLEANUP_INTERVAL=1s"})
 		must(t, err)
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error)
-		go func() { done <- (&server{cfg: cfg, store: st, log: slog.New(slog.DiscardHandler)}).forget(ctx) }()
+		log := slog.New(slog.DiscardHandler)
+		arch, _, err := openArchive(cfg, nil, st, nil, log)
+		must(t, err)
+		s := &server{cfg: cfg, store: st, log: log}
+		runs := &sweeps{cfg: cfg, store: st, archive: arch}
+		s.sweeper = retention.New(slices.DeleteFunc(runs.kinds(), func(k retention.Kind) bool { return k.Name != "runs" }), log)
+		go func() { done <- s.sweepEvery(ctx) }()
 		tick := time.NewTicker(10 * time.Millisecond)
 		defer tick.Stop()
 		for end := time.Now().Add(time.Minute); !until() && time.Now().Before(end); {

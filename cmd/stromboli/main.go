@@ -77,6 +77,7 @@ type commands struct {
 	Audit   auditCommand      `cmd:"" help:"Look after the audit log."`
 	Backup  backupCommand     `cmd:"" help:"Copy the server's data, while it runs or not."`
 	Restore restoreCommand    `cmd:"" help:"Put a backup into an empty data directory."`
+	GC      gcCommand         `cmd:"" name:"gc" help:"Delete now what is older than its setting says, or tell what would go."`
 	Bench   benchCommand      `cmd:"" help:"Measure the start of a run against the bare CLI and podman run."`
 	Version versionCommand    `cmd:"" help:"Print the version."`
 	Probe   benchProbeCommand `cmd:"" hidden:"" name:"bench-probe" help:"Measure a source over the network; used by bench."`

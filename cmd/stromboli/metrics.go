@@ -164,7 +164,10 @@ func (c credentials) expiry() time.Time {
 
 // sampleDisk measures the directories of what is kept, one after the other.
 func (s *server) sampleDisk(ctx context.Context) error {
-	var failed error
+	archives, failed := s.store.ArchiveBytes(ctx)
+	if failed == nil {
+		s.metrics.DiskUsed("archives", archives)
+	}
 	var among int64 // the sessions, where these share their directory with others
 	sessions := s.cfg.SessionsDir()
 	for _, d := range []struct{ kind, path string }{

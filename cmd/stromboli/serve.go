@@ -20,6 +20,7 @@ import (
 
 	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/api"
+	"github.com/tomblancdev/stromboli/internal/archive"
 	"github.com/tomblancdev/stromboli/internal/audit"
 	"github.com/tomblancdev/stromboli/internal/auth"
 	"github.com/tomblancdev/stromboli/internal/blob"
@@ -31,6 +32,7 @@ import (
 	"github.com/tomblancdev/stromboli/internal/eventlog"
 	"github.com/tomblancdev/stromboli/internal/image"
 	"github.com/tomblancdev/stromboli/internal/policy"
+	"github.com/tomblancdev/stromboli/internal/retention"
 	"github.com/tomblancdev/stromboli/internal/runner"
 	"github.com/tomblancdev/stromboli/internal/sandbox"
 	"github.com/tomblancdev/stromboli/internal/secret"
@@ -101,23 +103,27 @@ type server struct {
 	certificate *certificate // nil: no TLS
 	reloadFault atomic.Pointer[string]
 
-	dir    *dataDir
-	store  *store.Store
-	audit  *audit.Log // nil: there is none
-	blobs  *blob.Dir
-	vault  *secret.Vault
-	auth   *auth.Auth
-	engine *podman.Client
-	info   engine.Info
-	image  string // of runs that name none
-	egress *egress.Supervisor
-	model  *model
-	boxes  *sandbox.Manager
-	images *image.Library
-	runner *runner.Runner
-	hooks  *webhook.Sender
-	traces *tracing.Tracer // nil: none
-	api    *api.API
+	dir          *dataDir
+	store        *store.Store
+	audit        *audit.Log // nil: there is none
+	blobs        *blob.Dir
+	archive      *archive.Archive
+	closeArchive func() error
+	sweeper      *retention.Sweeper
+	vault        *secret.Vault
+	auth         *auth.Auth
+	engine       *podman.Client
+	engineErr    error // why gc has none
+	info         engine.Info
+	image        string // of runs that name none
+	egress       *egress.Supervisor
+	model        *model
+	boxes        *sandbox.Manager
+	images       *image.Library
+	runner       *runner.Runner
+	hooks        *webhook.Sender
+	traces       *tracing.Tracer // nil: none
+	api          *api.API
 }
 
 // serve opens the parts in the order in which they need each other, answers
@@ -142,7 +148,7 @@ func (s *server) serve(ctx context.Context) (err error) {
 	if err := s.places(); err != nil {
 		return err
 	}
-	if s.store, err = store.Open(ctx, store.Config{Path: filepath.Join(s.dir.path, "stromboli.db"), Committed: s.committed}); err != nil {
+	if s.store, err = store.Open(ctx, store.Config{Path: filepath.Join(s.dir.path, "stromboli.db"), KeepIdempotency: s.cfg.Retention.IdempotencyKeys, Committed: s.committed}); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.store.Close()) }() //nolint:contextcheck // closing is not cut short
@@ -158,7 +164,7 @@ func (s *server) serve(ctx context.Context) (err error) {
 	}
 	defer s.engine.Close()
 	defer s.images.Close()
-	defer func() { err = errors.Join(err, s.blobs.Close()) }()
+	defer func() { err = errors.Join(err, s.closeArchive(), s.blobs.Close()) }()
 	ln, err := s.listen(ctx)
 	if err != nil {
 		return err
@@ -203,7 +209,8 @@ func (s *server) loop(ctx context.Context, ln net.Listener, url string) error {
 	}
 	upper.Go(func() error { return s.runner.Run(work) })
 	upper.Go(func() error { return s.hooks.Run(work) })
-	upper.Go(func() error { return s.forget(ctx) })
+	upper.Go(func() error { return s.sweepEvery(ctx) })
+	upper.Go(func() error { return s.serveGC(ctx) })
 	upper.Go(func() error { return s.reloads(ctx) })
 	upper.Go(func() error { return s.certificate.watch(ctx) })
 	upper.Go(func() error { return s.boxes.Run(ctx) })
@@ -276,6 +283,9 @@ func (s *server) open(ctx context.Context) error {
 	if s.blobs, err = blob.Open(filepath.Join(s.dir.path, "blobs")); err != nil {
 		return err
 	}
+	if s.archive, s.closeArchive, err = openArchive(s.cfg, s.environ, s.store, s.blobs, s.logs.Part("archive")); err != nil {
+		return err
+	}
 	if s.vault, err = openVault(s.cfg, s.dir, s.store); err != nil {
 		return err
 	}
@@ -288,7 +298,7 @@ func (s *server) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	log := eventlog.New(watched{s.store, s.metrics.Events})
+	log := eventlog.New(archived{watched{s.store, s.metrics.Events}, s.archive})
 	if s.traces, err = newTracing(s.cfg, log, s.logs.Part("server")); err != nil {
 		return err
 	}
@@ -342,7 +352,9 @@ func (s *server) open(ctx context.Context) error {
 	if s.traces != nil {
 		rc.Tracer = s.traces
 	}
+	rc.Archives = s.archive
 	s.runner = runner.New(rc)
+	s.sweeper = s.newSweeper()
 	ac := api.Config{
 		Runs: s.runner, Events: log, Sessions: s.runner, Secrets: keptSecrets{s.vault, s.runner.SecretChanged}, Images: s.images, Webhooks: s.hooks, System: s.system, Log: s.logs.Part("api"), Render: claude.AssistantText, Visible: claude.Visible,
 		Metrics: s.metricsHandler(), Served: s.served, NoAccessLog: !s.cfg.Log.Access,

@@ -98,6 +98,7 @@ func (y *system) look(ctx context.Context) []api.Component {
 			return err
 		}},
 		{"image", y.imageThere},
+		{archiveComponent, y.archiveAnswers},
 		{"disk", func(context.Context) error {
 			if full, ok := errors.AsType[*stromboli.Error](y.s.boxes.Room()); ok {
 				return errors.New(full.Message)
@@ -162,7 +163,7 @@ func (y *system) storeAnswers(ctx context.Context) error {
 func (y *system) Ready(ctx context.Context) []string {
 	var reasons []string
 	for _, c := range y.parts(ctx) {
-		if c.Error != "" {
+		if c.Error != "" && c.Name != archiveComponent {
 			reasons = append(reasons, c.Name+": "+c.Error)
 		}
 	}

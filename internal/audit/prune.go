@@ -20,24 +20,11 @@ import (
 func (l *Log) Prune(ctx context.Context, before time.Time) (int, error) {
 	l.pruning.Lock()
 	defer l.pruning.Unlock()
-	all, err := segments(l.cfg.Path)
+	all, anchor, err := l.old(before)
 	if err != nil {
 		return 0, fmt.Errorf("audit: prune: %w", err)
 	}
-	n := 0
-	var anchor Head
-	for n+1 < len(all) && all[n].first > 0 {
-		last, err := newest(all[n])
-		if err != nil {
-			return 0, fmt.Errorf("audit: prune: %w", err)
-		}
-		if !last.At.Before(before) {
-			break
-		}
-		anchor = Head{last.Seq, last.Hash}
-		n++
-	}
-	if n == 0 {
+	if len(all) == 0 {
 		return 0, nil
 	}
 	_, err = l.Append(ctx, stromboli.AuditRecord{Action: ActionPruned, Outcome: stromboli.AuditOK, Detail: map[string]string{
@@ -48,12 +35,46 @@ func (l *Log) Prune(ctx context.Context, before time.Time) (int, error) {
 	}
 	l.names.Lock()
 	defer l.names.Unlock()
-	for i, s := range all[:n] {
+	for i, s := range all {
 		if err := os.Remove(s.path); err != nil && !missing(err) {
 			return i, fmt.Errorf("audit: prune: %w", err)
 		}
 	}
-	return n, syncDir(filepath.Dir(l.cfg.Path))
+	return len(all), syncDir(filepath.Dir(l.cfg.Path))
+}
+
+// Prunable counts what Prune would delete.
+func (l *Log) Prunable(before time.Time) (int, error) {
+	l.pruning.Lock()
+	defer l.pruning.Unlock()
+	all, _, err := l.old(before)
+	if err != nil {
+		return 0, fmt.Errorf("audit: look for old files: %w", err)
+	}
+	return len(all), nil
+}
+
+// old are the full files whose records were all made before a time, and the last
+// of those records.
+func (l *Log) old(before time.Time) ([]segment, Head, error) {
+	var anchor Head
+	all, err := segments(l.cfg.Path)
+	if err != nil {
+		return nil, anchor, err
+	}
+	n := 0
+	for n+1 < len(all) && all[n].first > 0 {
+		last, err := newest(all[n])
+		if err != nil {
+			return nil, anchor, err
+		}
+		if !last.At.Before(before) {
+			break
+		}
+		anchor = Head{last.Seq, last.Hash}
+		n++
+	}
+	return all[:n], anchor, nil
 }
 
 // newest is the last record of a full file.

@@ -48,6 +48,8 @@ type Config struct {
 	Secrets   Secrets   `envPrefix:"STROMBOLI_SECRETS_"`
 	Webhook   Webhook   `envPrefix:"STROMBOLI_WEBHOOK_"`
 	Jobs      Jobs      `envPrefix:"STROMBOLI_JOBS_"`
+	Retention Retention `envPrefix:"STROMBOLI_RETENTION_"`
+	Archive   Archive   `envPrefix:"STROMBOLI_ARCHIVE_"`
 	Audit     Audit     `envPrefix:"STROMBOLI_AUDIT_"`
 	Log       Log       `envPrefix:"STROMBOLI_LOG_"`
 	Metrics   Metrics   `envPrefix:"STROMBOLI_METRICS_"`
@@ -280,7 +282,7 @@ type Jobs struct {
 	// CleanupTTL is the age at which the rows and events of finished runs are
 	// deleted. Sessions stay.
 	CleanupTTL time.Duration `env:"CLEANUP_TTL" envDefault:"24h"`
-	// CleanupInterval is how often that is done.
+	// CleanupInterval is how often that is done, and every other sweep.
 	CleanupInterval time.Duration `env:"CLEANUP_INTERVAL" envDefault:"1h"`
 }
 
@@ -333,8 +335,8 @@ type Log struct {
 	// Level: debug, info, warn or error.
 	Level string `env:"LEVEL" envDefault:"info" reload:"true"`
 	// Levels are levels of parts that differ from Level, comma-separated:
-	// runner=debug,engine=warn. The parts are api, auth, egress, engine, image,
-	// model, runner, sandbox, server and webhook.
+	// runner=debug,engine=warn. The parts are api, archive, auth, egress,
+	// engine, image, model, retention, runner, sandbox, server and webhook.
 	Levels []string `env:"LEVELS" reload:"true"`
 	// Access writes one line for each request, at the level info, for health
 	// and metrics at debug.

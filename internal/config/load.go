@@ -100,6 +100,7 @@ func (c *Config) complete(vars map[string]string) (err error) {
 			c.Server.Address = ":8080"
 		}
 	}
+	c.retain()
 	return nil
 }
 

@@ -9,7 +9,7 @@ import (
 
 // LogParts are the parts of the server whose log level may be set apart.
 func LogParts() []string {
-	return []string{"api", "auth", "egress", "engine", "image", "model", "runner", "sandbox", "server", "webhook"}
+	return []string{"api", "archive", "auth", "egress", "engine", "image", "model", "retention", "runner", "sandbox", "server", "webhook"}
 }
 
 // SlogLevel is Level.

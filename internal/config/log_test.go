@@ -24,7 +24,7 @@ func TestLogLevels(t *testing.T) {
 
 func TestLogAndMetricsAreRefused(t *testing.T) {
 	for _, tt := range []struct{ set, want string }{
-		{"STROMBOLI_LOG_LEVELS=runer=debug", `no part "runer"; the parts are api, auth, egress`},
+		{"STROMBOLI_LOG_LEVELS=runer=debug", `no part "runer"; the parts are api, archive, auth, egress`},
 		{"STROMBOLI_LOG_LEVELS=debug", "part=level"},
 		{"STROMBOLI_LOG_LEVELS=runner=loud", "not debug, info, warn or error"},
 		{"STROMBOLI_LOG_LEVELS=runner=info,runner=warn", "two levels"},

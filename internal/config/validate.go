@@ -63,6 +63,7 @@ func (c *Config) validate() error {
 	} {
 		p.check(ns.value != "private" && ns.value != "host", ns.variable, "%q is neither private nor host", ns.value)
 	}
+	c.checkRetention(&p)
 	p.check(c.Sandbox.Keep < 0, "STROMBOLI_SANDBOX_KEEP", "must not be negative")
 	p.check(c.Sandbox.KeepMax < 0, "STROMBOLI_SANDBOX_KEEP_MAX", "must not be negative")
 	p.check(c.Sandbox.PidsLimit != 0 && c.Sandbox.PidsLimit < minPids, "STROMBOLI_SANDBOX_PIDS_LIMIT", "must be at least %d, or 0 for no limit", minPids)
