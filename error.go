@@ -35,6 +35,7 @@ const (
 	Draining        Code = "draining"              // 503
 	StorageFull     Code = "storage_full"          // 503
 	StorageBusy     Code = "storage_busy"          // 503
+	StorageDamaged  Code = "storage_damaged"       // 503
 	// AuditUnavailable: what was asked for could not be recorded, and was not done.
 	AuditUnavailable Code = "audit_unavailable"  // 503
 	ArchiveDown      Code = "archive_down"       // 503

@@ -61,7 +61,7 @@ func statusOf(code stromboli.Code) int {
 		return http.StatusRequestHeaderFieldsTooLarge
 	case stromboli.RegistryFailed:
 		return http.StatusBadGateway
-	case stromboli.NotConfigured, stromboli.EngineDown, stromboli.Draining, stromboli.StorageFull, stromboli.StorageBusy, stromboli.AuditUnavailable, stromboli.ArchiveDown, codeTooManyConnections:
+	case stromboli.NotConfigured, stromboli.EngineDown, stromboli.Draining, stromboli.StorageFull, stromboli.StorageBusy, stromboli.StorageDamaged, stromboli.AuditUnavailable, stromboli.ArchiveDown, codeTooManyConnections:
 		return http.StatusServiceUnavailable
 	default:
 		return http.StatusInternalServerError

@@ -16,6 +16,9 @@ func (s *Store) ClaimPending(ctx context.Context, owner string) (run stromboli.R
 	if owner == "" {
 		return stromboli.Run{}, false, errors.New("claim run: an owner is required")
 	}
+	if err := s.Damage(); err != nil {
+		return stromboli.Run{}, false, err
+	}
 	run, err = write(ctx, s, "claim run", func(t *tx) (stromboli.Run, error) {
 		var id string
 		err := t.scan(`SELECT id FROM runs WHERE status IN ('pending', 'running') AND status = 'pending' ORDER BY n LIMIT 1`, nil, &id)

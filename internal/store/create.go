@@ -31,6 +31,9 @@ func (s *Store) CreateRun(ctx context.Context, n stromboli.NewRun) (run strombol
 	if err := in.check(); err != nil {
 		return stromboli.Run{}, false, err
 	}
+	if err := s.Damage(); err != nil {
+		return stromboli.Run{}, false, err
+	}
 	type answer struct {
 		run      stromboli.Run
 		existing bool

@@ -72,12 +72,23 @@ func (s *Store) classify(doing string, err error) error {
 			Code: stromboli.StorageBusy, Message: "the database is locked by another program", RetryAfter: time.Second,
 		}).WithCause(fmt.Errorf("%s: %w: %w", doing, ErrLocked, err))
 	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
-		return fmt.Errorf("%s: %w: stop the server, keep a copy of %s and the files beside it, then restore a backup or save what is readable with `sqlite3 %s .recover`: %w",
-			doing, ErrCorrupt, s.path, filepath.Base(s.path), err)
+		err = s.corrupt(doing, err)
+		s.damaged(err)
+		return err
 	case sqlite3.SQLITE_INTERRUPT:
 		return fmt.Errorf("%s: %w: %w", doing, context.Canceled, err)
 	}
 	return fmt.Errorf("%s: %w", doing, err)
+}
+
+// saysCorrupt reports whether the driver calls the file damaged.
+func saysCorrupt(err error) bool {
+	driver, ok := errors.AsType[*sqlite.Error](err)
+	code := 0
+	if ok {
+		code = driver.Code() & 0xff
+	}
+	return code == sqlite3.SQLITE_CORRUPT || code == sqlite3.SQLITE_NOTADB
 }
 
 func (s *Store) full(doing string, err error) error {

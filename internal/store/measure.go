@@ -18,6 +18,17 @@ type Waiting struct {
 	Deliveries, Dead int64
 }
 
+// OldestPending is when the run was submitted that waits longest for a slot, of
+// all tenants; zero: none waits.
+func (s *Store) OldestPending(ctx context.Context) (time.Time, error) {
+	var oldest sql.NullInt64
+	err := s.readDB.QueryRowContext(ctx, `SELECT min(created_at) FROM runs WHERE status = 'pending'`).Scan(&oldest)
+	if err != nil || !oldest.Valid {
+		return time.Time{}, s.classify("look for the oldest pending run", err)
+	}
+	return fromMillis(oldest.Int64), nil
+}
+
 // Waiting counts what waits, of all tenants.
 func (s *Store) Waiting(ctx context.Context) (Waiting, error) {
 	var out Waiting

@@ -71,6 +71,8 @@ type Store struct {
 	maxGrants int64
 	keepKeys  time.Duration
 
+	condition condition
+
 	writeDB *sql.DB // one connection, the writer goroutine's
 	readDB  *sql.DB
 
@@ -113,6 +115,8 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 
 		maxGrants: maxGrants,
 		keepKeys:  cfg.KeepIdempotency,
+
+		condition: condition{suspect: make(chan struct{}, 1)},
 
 		ops:     make(chan *op, maxBatch),
 		due:     make(chan struct{}, 1),

@@ -30,6 +30,9 @@ type op struct {
 	state atomic.Int32
 	err   error         // set before done is closed
 	done  chan struct{} // closed once the outcome is known
+	// probe: it only finds out whether a write is possible; wrote: by one that
+	// surely reached the disk.
+	probe, wrote bool
 	// events are those that do stored; told to the hook after the commit.
 	events []committed
 }
@@ -149,10 +152,8 @@ func (s *Store) runBatch(t *tx, batch []*op) {
 // tryBatch runs one transaction. An error means that nothing of it is stored;
 // an op's own failure is in op.err.
 func (s *Store) tryBatch(t *tx, batch []*op) (err error) {
-	if s.committed != nil {
-		began := time.Now()
-		defer func() { s.committed(time.Since(began), len(batch), s.classify("commit", err)) }()
-	}
+	began := time.Now()
+	defer func() { s.account(batch, time.Since(began), err) }()
 	if err := t.raw("BEGIN IMMEDIATE"); err != nil {
 		return err
 	}
@@ -167,6 +168,23 @@ func (s *Store) tryBatch(t *tx, batch []*op) (err error) {
 		return err
 	}
 	return nil
+}
+
+// account remembers how a transaction went, and tells of it. One that only asked
+// is told of where it failed.
+func (s *Store) account(batch []*op, took time.Duration, err error) {
+	err = s.classify("commit", err)
+	fault, asked, wrote := err, true, false
+	for _, o := range batch {
+		asked, wrote = asked && o.probe, wrote || o.wrote
+		if fault == nil && errors.Is(o.err, stromboli.StorageFull) {
+			fault = o.err // its savepoint alone was rolled back
+		}
+	}
+	s.wrote(fault, wrote)
+	if s.committed != nil && (!asked || err != nil) {
+		s.committed(took, len(batch), err)
+	}
 }
 
 // runOp runs one op in a savepoint. An error means that the transaction is gone.
