@@ -38,6 +38,7 @@ func may() map[string][]string {
 		"internal/claude":            {root},
 		"internal/unixsock":          {},
 		"internal/idmap":             {},
+		"internal/health":            {},
 		"internal/engine":            {},
 		"internal/engine/podman":     {"internal/engine"},
 		"internal/engine/enginetest": {"internal/engine"},
