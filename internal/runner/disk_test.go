@@ -82,3 +82,30 @@ func TestNoRoom(t *testing.T) {
 		t.Errorf("what waited: %s %q", got.Status, got.Outcome.Output)
 	}
 }
+
+// TestHeld: while no run could start, pending ones wait with a slot free; they
+// begin as soon as one can.
+func TestHeld(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	l := w.start(options{max: 1})
+	runs := l.submit("until [ -e $HOME/go ]; do sleep 0.02; done; result went")
+	waits := l.submit("result waited")
+	l.until(runs.ID, stromboli.PhaseGenerating)
+	w.held.Store(true)
+	must(t, os.WriteFile(filepath.Join(w.sessionPath(runs.SessionID), "home", "go"), nil, 0o644))
+	if got := l.wait(runs.ID); got.Status != stromboli.Completed {
+		t.Errorf("what runs: %s %s", got.Status, got.Outcome.Error)
+	}
+	asked := w.asked.Load()
+	l.Retry()
+	l.eventually("the slot to be offered", func() bool { return w.asked.Load() > asked && l.Load().Running == 0 })
+	if got := l.get(waits.ID); got.Status != stromboli.Pending {
+		t.Errorf("what waits: %s", got.Status)
+	}
+	w.held.Store(false)
+	l.Retry()
+	if got := l.wait(waits.ID); got.Status != stromboli.Completed || got.Outcome.Output != "waited" {
+		t.Errorf("what waited: %s %q", got.Status, got.Outcome.Output)
+	}
+}

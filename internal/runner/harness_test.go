@@ -75,6 +75,7 @@ type world struct {
 	keys    *secret.Keyring
 
 	full    atomic.Bool            // there is no room for new runs
+	held    atomic.Bool            // no run could start
 	asked   atomic.Int64           // how often that was looked at
 	waits   atomic.Int64           // how often a run began to wait for the disk
 	down    atomic.Pointer[string] // the engine's method that fails; "": all
@@ -180,7 +181,7 @@ func (w *world) tryStart(o options) (*life, error) {
 		Store:  l.faults, Log: faultyLog{l.log, l.faults}, Sandboxes: roomy{l.boxes, w}, Blobs: blobs, Model: w, Connections: &w.network, Secrets: secret.NewVault(st, w.keys),
 		Policy: policy.Config{EngineSecrets: secrets, Image: image, ImagePatterns: patterns, Memory: 64 << 20, NanoCPUs: 1e9, Timeout: time.Minute, Home: sandbox.HomePath},
 		Keep:   w.keep, KeepMax: cmp.Or(w.most, 100),
-		Owner: "test", MaxRunning: o.max, MaxQueued: o.queue, BackgroundWait: o.background, Now: o.now, Logger: log, Tracer: o.tracer,
+		Owner: "test", MaxRunning: o.max, MaxQueued: o.queue, BackgroundWait: o.background, Now: o.now, Logger: log, Tracer: o.tracer, Held: w.holds,
 	})
 	if err := l.Recover(ctx); err != nil {
 		cancel()
@@ -201,6 +202,13 @@ func (w *world) tryStart(o options) (*life, error) {
 	}
 	w.t.Cleanup(l.stop)
 	return l, nil
+}
+
+func (w *world) holds() error {
+	if w.held.Load() {
+		return errors.New("held")
+	}
+	return nil
 }
 
 // roomy are sandboxes on a disk that may be full.

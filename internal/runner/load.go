@@ -11,13 +11,15 @@ type Load struct {
 	Pending int // runs that wait for a slot
 	Running int // slots in use
 	Slots   int
+	// Draining: no run is taken or started any more.
+	Draining bool
 }
 
 // Load tells how much there is to do now.
 func (r *Runner) Load() Load {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return Load{Pending: max(r.pending, 0), Running: r.slots, Slots: r.cfg.MaxRunning}
+	return Load{Pending: max(r.pending, 0), Running: r.slots, Slots: r.cfg.MaxRunning, Draining: r.draining}
 }
 
 // compareUsage tells what an agent said that it used beside what egress saw of

@@ -50,6 +50,10 @@ type Config struct {
 	RootHooks      bool          // create hooks run as the sandbox's root, where that is harmless to the host
 	Keep           time.Duration // how long a session with create hooks keeps its sandbox after a run; 0: it doesn't
 	KeepMax        int           // kept sandboxes above this: the longest kept go
+	// Held says why no run could start at present; nil, or no answer: one could.
+	// While it does, pending runs wait. It is asked under a lock and must be quick;
+	// call Retry when its answer changes.
+	Held func() error
 	// Now is the clock on the wall, for what is recorded; nil: the machine's.
 	// It may be set at any time: no limit is measured by it.
 	Now    func() time.Time
@@ -81,7 +85,7 @@ type Runner struct {
 	active     map[string]*execution // by run id
 	executions sync.WaitGroup
 	recovered  []*execution // what Run has yet to launch
-	cramped    bool         // pending runs wait for free space; claim's own
+	held       bool         // pending runs wait for more than a slot; claim's own
 	sweep      func(context.Context)
 	base       context.Context // of the executions
 	endBase    context.CancelFunc
@@ -247,12 +251,15 @@ func (r *Runner) poke() {
 	}
 }
 
-// claim starts pending runs, oldest first, while slots are free and there is
-// room on the disk.
+// Retry has it looked at once whether pending runs can start.
+func (r *Runner) Retry() { r.poke() }
+
+// claim starts pending runs, oldest first, while slots are free, there is room
+// on the disk, and runs can start.
 func (r *Runner) claim(ctx context.Context) {
 	for ctx.Err() == nil {
 		r.mu.Lock()
-		free := r.slots < r.cfg.MaxRunning && r.pending > 0 && !r.draining && !r.noRoom(ctx)
+		free := r.slots < r.cfg.MaxRunning && r.pending > 0 && !r.draining && !r.wait(ctx)
 		if free {
 			r.slots++
 		}
@@ -263,18 +270,21 @@ func (r *Runner) claim(ctx context.Context) {
 	}
 }
 
-// noRoom reports whether pending runs have to wait for free space, and says so
-// when that begins.
-func (r *Runner) noRoom(ctx context.Context) bool {
-	err := r.cfg.Sandboxes.Room()
+// wait reports whether pending runs have to wait though a slot is free, and says
+// so when that begins.
+func (r *Runner) wait(ctx context.Context) bool {
+	doing, err := "pending runs wait for free space", r.cfg.Sandboxes.Room()
+	if err == nil && r.cfg.Held != nil {
+		doing, err = "pending runs wait, since none could start", r.cfg.Held()
+	}
 	if err != nil {
 		r.changed()
 	}
-	if err != nil && !r.cramped {
-		r.log.WarnContext(ctx, "pending runs wait for free space", "error", err)
+	if err != nil && !r.held {
+		r.log.WarnContext(ctx, doing, "error", err)
 	}
-	r.cramped = err != nil
-	return r.cramped
+	r.held = err != nil
+	return r.held
 }
 
 // claimOne starts the oldest pending run in a slot that was taken for it, and
