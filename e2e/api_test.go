@@ -298,6 +298,7 @@ func oldClientStream(t *testing.T, s *server, session string) {
 }
 
 func oldClientSystem(t *testing.T, s *server) {
+	waitFor(t, "a server that is ready", func() bool { return s.c.Ready(s.ctx()) == nil })
 	o := s.send(t, "GET", "/health", "").want(t, 200).object(t)
 	if o["name"] != "stromboli" || o["status"] != "ok" || o["version"] != "0.5.0-alpha" {
 		t.Errorf("health is %v", o)

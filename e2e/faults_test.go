@@ -79,7 +79,36 @@ type relay struct {
 	mu    sync.Mutex
 	l     net.Listener
 	conns map[net.Conn]bool
+	held  chan struct{} // closed: what comes is passed on
 	wg    sync.WaitGroup
+}
+
+// freeze has the engine take connections and requests, and answer none.
+func (r *relay) freeze() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held = make(chan struct{})
+	for c := range r.conns {
+		_ = c.Close()
+	}
+}
+
+// thaw ends that.
+func (r *relay) thaw() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	close(r.held)
+	r.held = nil
+}
+
+// wait returns when what comes may be passed on.
+func (r *relay) wait() {
+	r.mu.Lock()
+	held := r.held
+	r.mu.Unlock()
+	if held != nil {
+		<-held
+	}
 }
 
 func (r *relay) up(t *testing.T) {
@@ -97,6 +126,7 @@ func (r *relay) up(t *testing.T) {
 			if err != nil {
 				return
 			}
+			r.wait()
 			up, err := net.Dial("unix", suite.engine.Socket())
 			if err != nil {
 				_ = down.Close()
@@ -151,9 +181,9 @@ func TestEngineDown(t *testing.T) {
 			t.Error("503 without Retry-After")
 		}
 	}
-	if o := s.send(t, "GET", "/health", "").want(t, 200).object(t); o["status"] != "degraded" {
-		t.Errorf("health is %v", o)
-	}
+	waitFor(t, "/health to say so", func() bool {
+		return s.send(t, "GET", "/health", "").want(t, 200).object(t)["status"] == "degraded"
+	})
 	s.send(t, "GET", "/readyz", "").want(t, 503)
 	s.send(t, "GET", "/livez", "").want(t, 200)
 	gate.open(t)
@@ -164,7 +194,7 @@ func TestEngineDown(t *testing.T) {
 	}
 
 	engine.up(t)
-	s.send(t, "GET", "/readyz", "").want(t, 200)
+	waitFor(t, "the server to be ready", func() bool { return s.send(t, "GET", "/readyz", "").status == 200 })
 	s.do(t, inSession(r.SessionID, spec(text("back")))).want(t, stromboli.Completed, "")
 	if o := s.send(t, "GET", "/jobs?kind=all", "").object(t); len(o["jobs"].([]any)) != 2 { //nolint:forcetypeassert // the test's failure either way
 		t.Errorf("the refused requests left runs: %v", o)

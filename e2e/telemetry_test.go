@@ -125,7 +125,7 @@ func TestTelemetry(t *testing.T) {
 	waitFor(t, "what is measured in the background", func() bool {
 		text := scrape(t, own)
 		for _, want := range []string{
-			`stromboli_component_up\{component="(engine|store|egress|image|disk|claude)"\} 1`, `stromboli_queue_oldest_age_seconds 0`,
+			`stromboli_component_up\{component="(engine|store|egress|image|disk|cli|credentials|sandboxes|queue)"\} 1`, `stromboli_queue_oldest_age_seconds 0`,
 			`stromboli_disk_used_bytes\{kind="(database|sessions)"\} [1-9].*`, `stromboli_disk_free_bytes [1-9].*`, `stromboli_webhook_deliveries\{state="dead"\} 0`,
 		} {
 			if !regexp.MustCompile(`(?m)^` + want + `$`).MatchString(text) {
@@ -133,7 +133,7 @@ func TestTelemetry(t *testing.T) {
 			}
 		}
 		components := float64(strings.Count(text, "\nstromboli_component_up{"))
-		return components >= 6 && sum(t, text, `stromboli_component_up\{.*\}`) == components && sum(t, text, `active_containers`) == 0
+		return components >= 9 && sum(t, text, `stromboli_component_up\{.*\}`) == components && sum(t, text, `active_containers`) == 0
 	})
 	checkLog(t, s.log.tail(1<<30), good.ID)
 }

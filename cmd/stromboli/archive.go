@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 
@@ -54,9 +53,10 @@ func (a archived) EventData(ctx context.Context, runID string, seq int64) (json.
 // runs go on and their events stay in the database.
 const archiveComponent = "archive"
 
-func (y *system) archiveAnswers(context.Context) error {
-	if fault := y.s.archive.Fault(); fault != "" {
-		return errors.New(fault + " (events stay in the database until it works again)")
+func (s *server) archiveFault() string {
+	fault := s.archive.Fault()
+	if fault != "" {
+		fault += " (events stay in the database until it works again)"
 	}
-	return nil
+	return fault
 }

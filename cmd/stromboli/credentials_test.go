@@ -146,16 +146,22 @@ func TestDescribeTenants(t *testing.T) {
 			t.Errorf("%q is missing in\n%s", want, all)
 		}
 	}
-	y := &system{s: &server{cfg: m.cfg, model: m}}
-	if why := y.credentialFault(); why != "" {
+	s := &server{cfg: m.cfg, model: m, recent: &recent{now: time.Now}}
+	fault := func() string {
+		if err := s.credentialFault(t.Context()); err != nil {
+			return err.Error()
+		}
+		return ""
+	}
+	if why := fault(); why != "" {
 		t.Errorf("a has a key: %s", why)
 	}
 	write(`{"tenants":{"b":{}}}`)
-	if why := y.credentialFault(); why == "" || strings.Contains(why, "tenant b") {
+	if why := fault(); why == "" || strings.Contains(why, "tenant b") {
 		t.Errorf("nobody has a key: %q", why)
 	}
 	write(`{`)
-	if why := y.credentialFault(); why != errTenantsFile.Error() {
+	if why := fault(); why != errTenantsFile.Error() {
 		t.Errorf("a broken file: %q", why)
 	}
 }

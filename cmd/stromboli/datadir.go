@@ -14,6 +14,9 @@ import (
 // maxDataDir keeps the sockets below it within the kernel's 107 bytes.
 const maxDataDir = 107 - len("/sb/0123456789abcdef/run/server.sock.0123456789")
 
+// databaseFile is the database's name there.
+const databaseFile = "stromboli.db"
+
 // dataDir is the server's directory, held by one server at a time.
 type dataDir struct {
 	path string

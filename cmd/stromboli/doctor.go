@@ -19,11 +19,15 @@ import (
 	"github.com/tomblancdev/stromboli/internal/idmap"
 	"github.com/tomblancdev/stromboli/internal/sandbox"
 	"github.com/tomblancdev/stromboli/internal/setup"
+	"github.com/tomblancdev/stromboli/internal/store"
 )
 
 // doctorTime bounds the whole examination, the start of an engine's service
 // included.
 const doctorTime = time.Minute
+
+// databaseTime bounds the reading of the database by the doctor.
+const databaseTime = 30 * time.Second
 
 type doctorCommand struct {
 	JSON bool `name:"json" help:"Print the findings as JSON."`
@@ -47,6 +51,11 @@ func (c doctorCommand) Run(ctx context.Context, p process) error {
 	up, err := checkup(cfg, p.environ, c.Demo)
 	if err != nil {
 		return err
+	}
+	up.Database = func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, databaseTime)
+		defer cancel()
+		return store.Verify(ctx, filepath.Join(cfg.DataDir, databaseFile))
 	}
 	client, err := podman.Open(ctx, podman.OpenConfig{
 		Host: cfg.ContainerHost, Dir: filepath.Join(cfg.DataDir, "engine"), AllowOwnService: true,

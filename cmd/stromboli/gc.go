@@ -60,7 +60,7 @@ func (c gcCommand) sweep(ctx context.Context, cfg *config.Config, p process) (re
 	if err := s.places(); err != nil {
 		return nil, err
 	}
-	if s.store, err = store.Open(ctx, store.Config{Path: filepath.Join(s.dir.path, "stromboli.db"), KeepIdempotency: cfg.Retention.IdempotencyKeys}); err != nil {
+	if s.store, err = store.Open(ctx, store.Config{Path: filepath.Join(s.dir.path, databaseFile), KeepIdempotency: cfg.Retention.IdempotencyKeys}); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.store.Close()) }() //nolint:contextcheck // closing is not cut short

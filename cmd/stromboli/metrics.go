@@ -86,18 +86,19 @@ func (s *server) metricsHandler() http.Handler {
 
 func (s *server) served(r api.Served) { s.metrics.Request(r.Method, r.Route, r.Status, r.Took) }
 
-// watched is the store, whose commits the metrics are told of beside whoever
-// else is.
+// watched is the store, of whose commits others are told beside who asked for it.
 type watched struct {
 	*store.Store
-	also func(runID string, events []stromboli.Event)
+	also []func(runID string, events []stromboli.Event)
 }
 
 // OnCommit implements eventlog.Store.
 func (w watched) OnCommit(fn func(runID string, events []stromboli.Event)) {
 	w.Store.OnCommit(func(runID string, events []stromboli.Event) {
 		fn(runID, events)
-		w.also(runID, events)
+		for _, also := range w.also {
+			also(runID, events)
+		}
 	})
 }
 
@@ -141,7 +142,12 @@ func (s *server) sampleWaiting(ctx context.Context) error {
 
 // sampleParts looks at what /health tells.
 func (s *server) sampleParts(ctx context.Context) error {
-	for _, c := range s.system.Health(ctx) {
+	for _, p := range s.health.Ask(ctx) {
+		if p.Known {
+			s.metrics.Component(p.Name, p.Fault == "")
+		}
+	}
+	for _, c := range s.remembered() {
 		s.metrics.Component(c.Name, c.Error == "")
 	}
 	if !s.demo {

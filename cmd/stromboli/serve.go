@@ -30,6 +30,7 @@ import (
 	"github.com/tomblancdev/stromboli/internal/engine"
 	"github.com/tomblancdev/stromboli/internal/engine/podman"
 	"github.com/tomblancdev/stromboli/internal/eventlog"
+	"github.com/tomblancdev/stromboli/internal/health"
 	"github.com/tomblancdev/stromboli/internal/image"
 	"github.com/tomblancdev/stromboli/internal/policy"
 	"github.com/tomblancdev/stromboli/internal/retention"
@@ -124,6 +125,10 @@ type server struct {
 	hooks        *webhook.Sender
 	traces       *tracing.Tracer // nil: none
 	api          *api.API
+	cli          *agentCLI
+	shim         string // the sandboxes' first process
+	health       *health.Monitor
+	recent       *recent
 }
 
 // serve opens the parts in the order in which they need each other, answers
@@ -131,6 +136,7 @@ type server struct {
 // and egress go on for the next server.
 func (s *server) serve(ctx context.Context) (err error) {
 	s.log, s.metrics, s.system = s.logs.Part("server"), s.newMetrics(), &system{s: s}
+	s.recent = &recent{now: time.Now}
 	asRead := *s.cfg
 	s.loaded = &asRead
 	if s.inherited != nil {
@@ -148,7 +154,7 @@ func (s *server) serve(ctx context.Context) (err error) {
 	if err := s.places(); err != nil {
 		return err
 	}
-	if s.store, err = store.Open(ctx, store.Config{Path: filepath.Join(s.dir.path, "stromboli.db"), KeepIdempotency: s.cfg.Retention.IdempotencyKeys, Committed: s.committed}); err != nil {
+	if s.store, err = store.Open(ctx, store.Config{Path: filepath.Join(s.dir.path, databaseFile), KeepIdempotency: s.cfg.Retention.IdempotencyKeys, Committed: s.committed}); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.store.Close()) }() //nolint:contextcheck // closing is not cut short
@@ -200,36 +206,49 @@ func (s *server) loop(ctx context.Context, ln net.Listener, url string) error {
 		})
 	}
 
-	upper, ctx := errgroup.WithContext(ctx)
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
+	upper, serving := errgroup.WithContext(serving)
 	work, letGo := context.WithCancel(context.WithoutCancel(ctx))
 	defer letGo()
 	if err := s.runner.Recover(ctx); err != nil {
 		stopBelow()
 		return errors.Join(err, ln.Close(), ended(lower.Wait()))
 	}
+	for _, part := range []func(context.Context) error{
+		s.sweepEvery, s.serveGC, s.reloads, s.certificate.watch, s.boxes.Run, s.model.watch, s.boxes.Meter, s.measure, s.health.Run, s.store.Watch, s.cli.keep,
+	} {
+		upper.Go(func() error { return part(serving) })
+	}
 	upper.Go(func() error { return s.runner.Run(work) })
 	upper.Go(func() error { return s.hooks.Run(work) })
-	upper.Go(func() error { return s.sweepEvery(ctx) })
-	upper.Go(func() error { return s.serveGC(ctx) })
-	upper.Go(func() error { return s.reloads(ctx) })
-	upper.Go(func() error { return s.certificate.watch(ctx) })
-	upper.Go(func() error { return s.boxes.Run(ctx) })
-	upper.Go(func() error { return s.model.watch(ctx) })
-	upper.Go(func() error { return s.boxes.Meter(ctx) })
-	upper.Go(func() error { return s.measure(ctx) })
 	upper.Go(func() error {
 		defer letGo()
-		err := s.api.Serve(ctx, ln)
-		if s.drain {
-			s.log.Info("waiting for active runs to end")
-			err = errors.Join(err, s.runner.Drain(work))
-		}
-		return err
+		return s.api.Serve(serving, ln)
+	})
+	upper.Go(func() error {
+		defer stopServing()
+		return s.untilStop(ctx, serving)
 	})
 	s.ready(url)
 	err := upper.Wait()
 	stopBelow()
 	return errors.Join(ended(err), ended(lower.Wait()))
+}
+
+// untilStop returns when the server may stop answering: once told to, and, if it
+// is to drain, when its runs have ended. Until then callers can follow them.
+func (s *server) untilStop(ctx, serving context.Context) error {
+	select {
+	case <-ctx.Done():
+	case <-serving.Done(): // a part has failed
+		return nil
+	}
+	if !s.drain {
+		return nil
+	}
+	s.log.InfoContext(serving, "waiting for active runs to end")
+	return s.runner.Drain(serving)
 }
 
 // ended takes what a part returns that was told to stop for no error.
@@ -276,8 +295,7 @@ func (s *server) open(ctx context.Context) error {
 	if err := s.openAuth(); err != nil {
 		return err
 	}
-	shimPath, err := installShim(s.cfg.SharedDir())
-	if err != nil {
+	if s.shim, err = installShim(s.cfg.SharedDir()); err != nil {
 		return err
 	}
 	if s.blobs, err = blob.Open(filepath.Join(s.dir.path, "blobs")); err != nil {
@@ -298,7 +316,7 @@ func (s *server) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	log := eventlog.New(archived{watched{s.store, s.metrics.Events}, s.archive})
+	log := eventlog.New(archived{watched{s.store, []func(string, []stromboli.Event){s.metrics.Events, s.recent.Events}}, s.archive})
 	if s.traces, err = newTracing(s.cfg, log, s.logs.Part("server")); err != nil {
 		return err
 	}
@@ -319,12 +337,12 @@ func (s *server) open(ctx context.Context) error {
 		s.log.Warn("engine", "note", note)
 	}
 	limits.Protected = withoutLinks(append(limits.Protected, s.engine.Socket()))
-	cli := &agentCLI{cache: s.cfg.CacheDir, environ: s.environ, log: s.log}
+	s.cli = newAgentCLI(s.cfg.CacheDir, s.environ, s.log)
 	confined := confinement(s.cfg, s.engine, s.info)
 	s.boxes = sandbox.New(sandbox.Config{
 		Engine: s.engine, Info: s.info, DataDir: s.dir.path, Sessions: s.cfg.SessionsDir(), Shared: s.cfg.SharedDir(),
 		HostPath: s.cfg.HostPath, Container: confined.Container,
-		Instance: instance(s.cfg.HostPath(s.cfg.SharedDir())), Shim: shimPath, CLI: cli,
+		Instance: instance(s.cfg.HostPath(s.cfg.SharedDir())), Shim: s.shim, CLI: s.cli,
 		Egress: doors{s.egress}, Volumes: allowedVolumes(s.cfg), Protected: limits.Protected, KeepWorkdir: !s.cfg.Agent.WorkdirAutoCreate,
 		Timezone: s.policies.zone, Zoneinfo: s.policies.zoneData,
 		UserNS: confined.UserNS, SameMounts: confined.SameMounts, Reclaim: reclaim(s.engine, s.info, confined),
@@ -332,7 +350,7 @@ func (s *server) open(ctx context.Context) error {
 		OrphanTimeout: s.cfg.OrphanTimeout, AllowUnenforced: s.cfg.Resources.AllowUnenforced,
 		DiskLimit: s.policies.diskLimit, DiskReserve: s.policies.diskReserve, Logger: s.logs.Part("sandbox"),
 	})
-	if err := cli.check(ctx); err != nil {
+	if err := s.cli.check(ctx); err != nil {
 		return err
 	}
 	if err := s.fit(ctx); err != nil {
@@ -347,7 +365,7 @@ func (s *server) open(ctx context.Context) error {
 		Owner: owner(), MaxRunning: maxRunning(s.cfg, limits), MaxQueued: s.cfg.QueueMax,
 		BackgroundWait: s.cfg.Runs.BackgroundWait, Timezone: s.policies.zone, RootHooks: s.cfg.Agent.RootHooks, Logger: s.logs.Part("runner"),
 		Keep: s.cfg.Sandbox.Keep, KeepMax: s.cfg.Sandbox.KeepMax,
-		Connected: s.metrics.Connected, Used: s.metrics.Used,
+		Connected: s.metrics.Connected, Used: s.metrics.Used, Held: s.held,
 	}
 	if s.traces != nil {
 		rc.Tracer = s.traces
@@ -355,6 +373,7 @@ func (s *server) open(ctx context.Context) error {
 	rc.Archives = s.archive
 	s.runner = runner.New(rc)
 	s.sweeper = s.newSweeper()
+	s.health = s.newHealth()
 	ac := api.Config{
 		Runs: s.runner, Events: log, Sessions: s.runner, Secrets: keptSecrets{s.vault, s.runner.SecretChanged}, Images: s.images, Webhooks: s.hooks, System: s.system, Log: s.logs.Part("api"), Render: claude.AssistantText, Visible: claude.Visible,
 		Metrics: s.metricsHandler(), Served: s.served, NoAccessLog: !s.cfg.Log.Access,
@@ -408,7 +427,7 @@ func (s *server) openEgress() error {
 		Dir: dir, Command: command, Env: egressEnv(s.environ),
 		Build: build(self), Log: s.logs.Part("egress"),
 	})
-	s.model, err = newModel(s.cfg, s.environ, s.demo, s.egress, s.logs.Part("model"))
+	s.model, err = newModel(s.cfg, s.environ, s.demo, renewing{s.egress, s.recent.renewed}, s.logs.Part("model"))
 	return err
 }
 

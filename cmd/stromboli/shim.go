@@ -15,6 +15,17 @@ import (
 //go:embed all:shim
 var shimFiles embed.FS
 
+// shimWhole reports whether the shim that was installed is still there: a program
+// of the right size.
+func shimWhole(path string) bool {
+	want, err := fs.Stat(shimFiles, "shim/stromboli-shim")
+	if err != nil {
+		return false
+	}
+	have, err := os.Stat(path)
+	return err == nil && have.Mode().IsRegular() && have.Size() == want.Size() && have.Mode()&0o111 != 0
+}
+
 // installShim writes the embedded shim below a directory, by its hash:
 // sandboxes of the release before keep mounting theirs.
 func installShim(shared string) (string, error) {

@@ -66,6 +66,9 @@ type Config struct {
 	// QueueMax is how many runs may wait for a free slot; one more is
 	// answered 429.
 	QueueMax int `env:"STROMBOLI_QUEUE_MAX" envDefault:"1000"`
+	// QueueStuckAfter is how long a run may wait for a slot before /health calls
+	// the queue stuck and says what it waits for.
+	QueueStuckAfter time.Duration `env:"STROMBOLI_QUEUE_STUCK_AFTER" envDefault:"15m"`
 	// DiskReserve is the free space, as a size, below which no new run is
 	// started: pending ones wait, and new ones are answered 503. Default: a
 	// fiftieth of the file system, at most 1g. 0: none.

@@ -43,6 +43,7 @@ func (c *Config) validate() error {
 	p.check(c.Server.MaxConnections < 1, "STROMBOLI_SERVER_MAX_CONNECTIONS", "must be at least 1")
 	p.check(c.Server.MaxPerAddress < 1, "STROMBOLI_SERVER_MAX_CONNECTIONS_PER_ADDRESS", "must be at least 1")
 	p.check(c.QueueMax < 0, "STROMBOLI_QUEUE_MAX", "must not be negative")
+	p.check(c.QueueStuckAfter <= 0, "STROMBOLI_QUEUE_STUCK_AFTER", "must be longer than 0")
 	p.check(c.Agent.PullTimeout < time.Second, "STROMBOLI_AGENT_PULL_TIMEOUT", "must be at least 1s")
 	p.check(c.Runs.Max < 0, "STROMBOLI_RUNS_MAX", "must not be negative")
 	p.check(c.Runs.BackgroundWait < 0, "STROMBOLI_RUNS_BACKGROUND_WAIT", "must not be negative")

@@ -68,6 +68,9 @@ type Checkup struct {
 	// Built is when this program was made: no clock should be before it.
 	Built time.Time
 	Space func(path string) (Space, error) // default SpaceAt
+	// Database reads the whole database and says whether it is damaged; nil: it
+	// isn't looked at. It changes nothing.
+	Database func(ctx context.Context) error
 }
 
 // Engine is what a checkup asks of an engine.
@@ -118,13 +121,16 @@ func Examine(ctx context.Context, c Checkup) []Finding {
 		}
 	}
 	found = append(found, c.checkSubIDs(err == nil && !info.Rootless), c.checkDataDir(), c.checkShared(), c.checkPlaces())
+	if c.Database != nil {
+		found = append(found, c.checkDatabase(ctx))
+	}
 	found = append(found, c.checkDisk(info.GraphRoot))
 	if err == nil {
 		found = append(found, c.checkImage(ctx))
 	} else {
 		found = append(found, skipped("image"))
 	}
-	found = append(found, c.checkCLI())
+	found = append(found, CheckCLI(c.CacheDir, c.Env))
 	found = append(found, CheckCredentials(c.Credential, c.Tenants, c.TenantsErr, c.Host.Now)...)
 	return append(found, checkClock(c.Host, c.Built), checkFiles(c.Host))
 }
@@ -189,18 +195,18 @@ func (c Checkup) checkImage(ctx context.Context) Finding {
 	return ok(name, c.Image)
 }
 
-// checkCLI looks for the agent CLI's build for most images; it fetches nothing.
-func (c Checkup) checkCLI() Finding {
+// CheckCLI looks for the agent CLI's build for most images; it fetches nothing.
+func CheckCLI(cacheDir string, env []string) Finding {
 	const name = "agent cli"
 	const fix = "run `stromboli setup`"
-	cfg, err := Config{CacheDir: c.CacheDir, Env: c.Env}.withDefaults()
+	cfg, err := Config{CacheDir: cacheDir, Env: env}.withDefaults()
 	if err != nil {
 		return failed(name, err.Error(), fix)
 	}
 	dir := cfg.cliDir()
 	if !cfg.cliWhole(dir, marker{Package: cfg.cliPackage(), Version: cfg.Version}) {
 		// A server fetches it at its start, and refuses to start where that fails.
-		return passing(failed(name, "agent CLI "+cfg.Version+" is not in "+c.CacheDir, fix))
+		return passing(failed(name, "agent CLI "+cfg.Version+" is not in "+cacheDir+", or not whole", fix))
 	}
 	return ok(name, cfg.Version+" in "+dir.Path)
 }
@@ -221,6 +227,21 @@ func (c Checkup) checkDataDir() Finding {
 		return failed(name, c.DataDir+" belongs to another user", "run the server as its owner, or set STROMBOLI_DATA_DIR to a directory of your own")
 	}
 	return ok(name, c.DataDir)
+}
+
+// checkDatabase has the database read. Damage doesn't pass by itself.
+func (c Checkup) checkDatabase(ctx context.Context) Finding {
+	const name = "database"
+	err := c.Database(ctx)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return ok(name, "none yet")
+	case errors.Is(err, context.DeadlineExceeded):
+		return warning(name, "it is too large to be read to its end in this time", "nothing: a server reads it too, and tells in /health")
+	case err != nil:
+		return failed(name, err.Error(), "stop the server, keep a copy of stromboli.db and the files beside it, then restore a backup (docs/operations.md, Database corrupt)")
+	}
+	return ok(name, "read as a whole, and not damaged")
 }
 
 func isAgentImage(ref string) bool { return strings.HasPrefix(ref, agentRepository+":") }
