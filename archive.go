@@ -20,6 +20,10 @@ type ArchiveFrame struct {
 	Bytes  int64 `json:"bytes"`
 }
 
+// SharedArchive begins the place of an archive that is another server's too: one
+// from whose backup this server was restored. It is read, and never deleted.
+const SharedArchive = "shared "
+
 // FinishedRun is what retention looks at of a run that has ended.
 type FinishedRun struct {
 	// Number is the run's place in the order of submissions.

@@ -136,7 +136,7 @@ func TestReload(t *testing.T) {
 			t.Fatal(err)
 		}
 		i := slices.IndexFunc(health.Components, func(c struct{ Name, Status, Error string }) bool { return c.Name == "configuration" })
-		if i < 0 || health.Components[i].Status != "error" || !strings.Contains(health.Components[i].Error, says) || health.Status != "degraded" {
+		if i < 0 || health.Components[i].Status != "error" || !strings.Contains(health.Components[i].Error, "the log says why") || !strings.Contains(s.log.tail(1<<30), says) || health.Status != "degraded" {
 			t.Errorf("%s: health says %+v", wrong, health)
 		}
 		s.wantStatus(http.StatusOK, "GET", "/readyz", "", "")

@@ -120,7 +120,9 @@ func (c backupCommand) fill(ctx context.Context, p process, cfg *config.Config, 
 		_, _ = fmt.Fprintln(p.stderr, "stromboli: copying homes and workspaces")
 		private := func(name string) bool { return strings.HasPrefix(name, ".") } // the server's own
 		top := func(name string) bool { return !strings.Contains(name, "/") && private(name) }
-		if err := w.AddTree(ctx, backup.Sessions, cfg.SessionsDir(), top); err != nil {
+		if err := w.AddTree(ctx, backup.Sessions, cfg.SessionsDir(), top, func(name, why string) {
+			_, _ = fmt.Fprintf(p.stderr, "stromboli: %s is left out: %s\n", filepath.Join(cfg.SessionsDir(), name), why)
+		}); err != nil {
 			return m, err
 		}
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net/url"
 	"time"
 
@@ -44,10 +45,15 @@ func (k keptSecrets) Create(ctx context.Context, p stromboli.Principal, name str
 
 // Delete forgets a secret.
 func (k keptSecrets) Delete(ctx context.Context, p stromboli.Principal, name string) error {
-	if err := k.Vault.Delete(ctx, p, name); err != nil {
+	err := k.Vault.Delete(ctx, p, name)
+	if err != nil && !errors.Is(err, stromboli.NotFound) {
 		return err
 	}
-	return late(k.changed(ctx, p.Tenant, name))
+	// Also where it is gone already: who is not sure asks again.
+	if told := late(k.changed(ctx, p.Tenant, name)); told != nil {
+		return told
+	}
+	return err
 }
 
 // late says of a change that is made what is missing.
@@ -57,6 +63,6 @@ func late(err error) error {
 	}
 	return (&stromboli.Error{
 		Code: stromboli.EngineDown, RetryAfter: time.Second,
-		Message: "the secret is changed; the bindings of live runs could not be told yet: they are as soon as egress answers",
+		Message: "the secret is changed; the bindings of live runs could not be told yet: they are as soon as egress answers; ask again to be sure",
 	}).WithCause(err)
 }

@@ -83,7 +83,13 @@ func maxima(r config.Resources, limits *policy.Config) (err error) {
 // keeps, and what would let an agent become it.
 func protected(cfg *config.Config) []string {
 	own := append(cfg.FileDirs(), cfg.DataDir, cfg.CacheDir, cfg.SessionsDir(), cfg.SharedDir())
-	files := []string{cfg.Secrets.KeyFile, cfg.Agent.SecretsFile, cfg.Agent.CredentialsFile, cfg.Agent.TenantCredentialsFile, cfg.APITokensFile, cfg.File()}
+	files := []string{cfg.Secrets.KeyFile, cfg.Agent.SecretsFile, cfg.Agent.CredentialsFile, cfg.Agent.TenantCredentialsFile, cfg.APITokensFile, cfg.File(), cfg.TLS.Cert, cfg.TLS.Key}
+	if cfg.Audit.Enabled {
+		files = append(files, filepath.Dir(cfg.AuditFile())) // the head and the full files lie there too
+	}
+	if socket, ok := cfg.Socket(); ok { // whoever reaches it may call the API
+		files = append(files, socket)
+	}
 	tenants, _ := cfg.LoadTenantCredentials(nil) // what is wrong with them is told elsewhere
 	for _, t := range tenants {
 		files = append(files, t.File)

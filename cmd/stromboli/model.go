@@ -109,8 +109,10 @@ func (m *model) Ready(ctx context.Context, tenant string) (string, error) {
 	}
 	found := m.read()
 	m.have = found.over(m.have)
-	if err := m.tell(ctx, m.configOf(m.have)); err != nil {
-		return "", err
+	if m.have.tenantsErr == nil { // else tenants might be given the common credential
+		if err := m.tell(ctx, m.configOf(m.have)); err != nil {
+			return "", err
+		}
 	}
 	cred, err := m.have.of(tenant)
 	if err != nil {

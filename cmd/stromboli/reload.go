@@ -29,13 +29,16 @@ func (s *server) reloads(ctx context.Context) error {
 func (s *server) reload(ctx context.Context) {
 	changed, err := s.takeOver(ctx)
 	if err != nil {
-		text := err.Error()
-		s.reloadFault.Store(&text)
+		// Names and paths are nobody else's to know.
+		s.reloadFault.Store(new("the newest reload was refused, and what was before is in force: the log says why"))
 		s.log.ErrorContext(ctx, "the configuration was not reloaded; the one before stays in force", "error", err)
 		recordDoing(ctx, s.audit, s.log, actConfigReload, stromboli.AuditRefused, nil)
 		return
 	}
 	s.reloadFault.Store(nil)
+	if len(changed) == 0 {
+		s.log.InfoContext(ctx, "nothing has changed in the configuration file; variables of the environment are read at the start alone")
+	}
 	s.log.InfoContext(ctx, "the configuration was reloaded", "changed", strings.Join(changed, " "))
 	recordDoing(ctx, s.audit, s.log, actConfigReload, stromboli.AuditOK, map[string]string{"changed": strings.Join(changed, " ")})
 }
@@ -53,6 +56,7 @@ func (s *server) takeOver(ctx context.Context) (changed []string, err error) {
 	}
 	loaded := *cfg
 	cfg.DataDir, cfg.CacheDir, cfg.Agent.SessionsDir = s.cfg.DataDir, s.cfg.CacheDir, s.cfg.Agent.SessionsDir // as places resolved them
+	cfg.Server.Address = s.cfg.Server.Address                                                                 // or that of the socket that was handed over
 	next, err := newPolicies(cfg, s.environ, s.log, s.own()...)
 	if err != nil {
 		return nil, err
@@ -74,6 +78,7 @@ func (s *server) takeOver(ctx context.Context) (changed []string, err error) {
 	s.images.SetPatterns(next.limits.ImagePatterns)
 	s.hooks.SetAllow(next.limits.Webhooks)
 	s.runner.SetPolicy(next.limits)
+	s.runner.SetMaxRunning(maxRunning(cfg, next.limits, s.memory))
 	parts, _ := cfg.Log.PartLevels() // validated
 	s.logs.SetLevels(cfg.Log.SlogLevel(), parts)
 	ctx, cancel := context.WithTimeout(ctx, reloadTime)

@@ -171,7 +171,11 @@ func TestRunsAndTheirEvents(t *testing.T) {
 	young := k.finish(k.run())
 
 	k.sweep("events", time.Hour, 1) // to the archive
-	file := filepath.Join(k.cfg.DataDir, "blobs", "events", old.SessionID, old.ID+".jsonl.zst")
+	files, _ := filepath.Glob(filepath.Join(k.cfg.DataDir, "blobs", "events", old.SessionID, old.ID+"-*.jsonl.zst"))
+	if len(files) != 1 {
+		t.Fatalf("files %v", files)
+	}
+	file := files[0]
 	if !k.exists(file) || k.events(old) != 3 || k.events(active) != 2 || k.events(young) != 3 {
 		t.Errorf("events: %d, %d, %d", k.events(old), k.events(active), k.events(young))
 	}

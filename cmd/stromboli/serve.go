@@ -117,6 +117,7 @@ type server struct {
 	engineErr    error // why gc has none
 	info         engine.Info
 	image        string // of runs that name none
+	memory       int64  // that was free when the server started
 	egress       *egress.Supervisor
 	model        *model
 	boxes        *sandbox.Manager
@@ -309,6 +310,7 @@ func (s *server) open(ctx context.Context) error {
 	}
 	s.image = s.policies.image
 	limits := s.policies.limits
+	s.memory = availableMemory()
 	s.hooks, err = webhook.New(webhook.Config{
 		Outbox: s.store, Secrets: s.policies.signing, Allow: limits.Webhooks, Timeout: s.cfg.Webhook.Timeout,
 		Attempted: s.metrics.Attempt, Log: s.logs.Part("webhook"),
@@ -362,7 +364,7 @@ func (s *server) open(ctx context.Context) error {
 	})
 	rc := runner.Config{
 		Store: s.store, Log: log, Sandboxes: s.boxes, Images: s.images, Blobs: s.blobs, Model: s.model, Connections: s.egress, Secrets: s.vault, Policy: limits,
-		Owner: owner(), MaxRunning: maxRunning(s.cfg, limits), MaxQueued: s.cfg.QueueMax,
+		Owner: owner(), MaxRunning: maxRunning(s.cfg, limits, s.memory), MaxQueued: s.cfg.QueueMax,
 		BackgroundWait: s.cfg.Runs.BackgroundWait, Timezone: s.policies.zone, RootHooks: s.cfg.Agent.RootHooks, Logger: s.logs.Part("runner"),
 		Keep: s.cfg.Sandbox.Keep, KeepMax: s.cfg.Sandbox.KeepMax,
 		Connected: s.metrics.Connected, Used: s.metrics.Used, Held: s.held,
@@ -462,12 +464,12 @@ func owner() string {
 
 // maxRunning is how many runs may be active at once: what memory allows, and
 // at most four per CPU.
-func maxRunning(cfg *config.Config, limits policy.Config) int {
+func maxRunning(cfg *config.Config, limits policy.Config, free int64) int {
 	if cfg.Runs.Max > 0 {
 		return cfg.Runs.Max
 	}
 	n := 4 * runtime.NumCPU()
-	if free := availableMemory(); free > 0 && limits.Memory > 0 {
+	if free > 0 && limits.Memory > 0 {
 		n = min(n, int(free/limits.Memory))
 	}
 	return max(n, 1)

@@ -18,6 +18,7 @@ import (
 	"iter"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -211,6 +212,7 @@ type API struct {
 	log      *slog.Logger
 	hosts    hostList
 	limits   atomic.Pointer[limits]
+	proxies  atomic.Pointer[[]netip.Prefix] // trusted; never nil
 	mux      *http.ServeMux
 	presence presence
 

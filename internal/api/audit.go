@@ -163,7 +163,7 @@ func (a *API) recordOf(rt route, r *http.Request, id auth.Identity) stromboli.Au
 // from is the address that a request comes from, behind trusted proxies the one
 // that they name.
 func (a *API) from(r *http.Request) string {
-	if addr, ok := clientAddr(r, a.cfg.RateLimit.TrustedProxies); ok {
+	if addr, ok := clientAddr(r, *a.proxies.Load()); ok {
 		return addr.String()
 	}
 	return "unix"

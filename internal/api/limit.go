@@ -60,6 +60,7 @@ func (a *API) SetRateLimit(c RateLimit) error {
 	l, err := newLimits(c)
 	if err == nil {
 		a.limits.Store(l)
+		a.proxies.Store(&c.TrustedProxies)
 	}
 	return err
 }

@@ -16,11 +16,13 @@ package archive
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -112,6 +114,7 @@ func (a *Archive) told(ctx context.Context, err error) error {
 // bucket finds the bucket of a name. Where it isn't configured any more nobody can
 // read or delete what is in it.
 func (a *Archive) bucket(place string) (Bucket, error) {
+	place = strings.TrimPrefix(place, stromboli.SharedArchive)
 	if b, ok := a.cfg.Buckets[place]; ok {
 		return b, nil
 	}
@@ -143,9 +146,10 @@ func (a *Archive) lock(ctx context.Context, runID string) (unlock func(), err er
 	}
 }
 
-// key names the blob of a run's events.
-func key(run stromboli.FinishedRun) string {
-	return "events/" + run.SessionID + "/" + run.ID + ".jsonl.zst"
+// newKey names the blob of a run's events. No two are alike: a server that was
+// restored from this one's backup may archive the same run in the same bucket.
+func newKey(run stromboli.FinishedRun) string {
+	return "events/" + run.SessionID + "/" + run.ID + "-" + strings.ToLower(rand.Text()[:8]) + ".jsonl.zst"
 }
 
 // Move moves the events of a run that has ended into an archive. On return without
@@ -173,10 +177,10 @@ func (a *Archive) move(ctx context.Context, runID string) (int64, error) {
 		return 0, err
 	}
 	if !run.Archived {
-		if err := a.dropPart(ctx, run); err != nil {
+		if err := a.deleteBlob(ctx, run); err != nil { // what was begun before and is not whole
 			return 0, err
 		}
-		arch := stromboli.Archive{RunID: run.ID, Place: a.cfg.Place, Key: key(run)}
+		arch := stromboli.Archive{RunID: run.ID, Place: a.cfg.Place, Key: newKey(run)}
 		if err := a.cfg.Store.BeginArchive(ctx, arch); err != nil {
 			return 0, err
 		}
@@ -189,15 +193,6 @@ func (a *Archive) move(ctx context.Context, runID string) (int64, error) {
 		run.ArchiveBytes = arch.Bytes
 	}
 	return run.ArchiveBytes, a.cfg.Store.DeleteArchivedEvents(ctx, run.ID)
-}
-
-// dropPart removes what a server before may have begun in a place that is another
-// by now.
-func (a *Archive) dropPart(ctx context.Context, run stromboli.FinishedRun) error {
-	if run.ArchiveKey == "" || run.ArchivePlace == a.cfg.Place {
-		return nil
-	}
-	return a.deleteBlob(ctx, run)
 }
 
 func (a *Archive) write(ctx context.Context, run stromboli.FinishedRun, arch *stromboli.Archive) error {
@@ -223,7 +218,7 @@ func (a *Archive) write(ctx context.Context, run stromboli.FinishedRun, arch *st
 }
 
 func (a *Archive) deleteBlob(ctx context.Context, run stromboli.FinishedRun) error {
-	if run.ArchiveKey == "" {
+	if run.ArchiveKey == "" || strings.HasPrefix(run.ArchivePlace, stromboli.SharedArchive) {
 		return nil
 	}
 	b, err := a.bucket(run.ArchivePlace)

@@ -161,7 +161,11 @@ func TestArchiveReadsAsTheDatabaseDid(t *testing.T) {
 	}
 
 	// Anybody's zstd reads the file.
-	f, err := os.Open(filepath.Join(dir, "blobs", "events", run.SessionID, run.ID+".jsonl.zst"))
+	files, _ := filepath.Glob(filepath.Join(dir, "blobs", "events", run.SessionID, run.ID+"-*.jsonl.zst"))
+	if len(files) != 1 {
+		t.Fatalf("files %v", files)
+	}
+	f, err := os.Open(files[0])
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -53,12 +53,16 @@ func TestArchiveInABucket(t *testing.T) {
 		t.Error("events of a bucket that doesn't answer are told to be gone")
 	}
 	server.Resume()
+	arch, err := s.GetArchive(t.Context(), run.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for id := range want {
 		if err := a.DeleteRun(t.Context(), id); err != nil {
 			t.Error(err)
 		}
 	}
-	if _, err := b.GetRange(t.Context(), "events/"+run.SessionID+"/"+run.ID+".jsonl.zst", 0, 1); err == nil {
+	if _, err := b.GetRange(t.Context(), arch.Key, 0, 1); err == nil {
 		t.Error("the archive is in the bucket still")
 	}
 }

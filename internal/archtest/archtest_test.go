@@ -56,7 +56,7 @@ func may() map[string][]string {
 		"internal/blob":            {root},
 		"internal/blob/blobtest":   {},
 		"internal/archive":         {root},
-		"internal/retention":       {},
+		"internal/retention":       {root},
 		"internal/setup":           {root, "internal/engine", "images"},
 		"internal/secret":          {root},
 		"internal/auth":            {root},

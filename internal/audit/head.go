@@ -52,7 +52,8 @@ func (h Head) write(f *os.File) error {
 
 var errHead = errors.New("the head's file is not one")
 
-// readHead reads a head's file; one that is empty, or missing, names nothing.
+// readHead reads a head's file; one that is empty names nothing, not even the
+// beginning: the zero Head.
 func readHead(f io.ReaderAt) (Head, error) {
 	b := make([]byte, headSize+1)
 	n, err := f.ReadAt(b, 0)
@@ -60,7 +61,7 @@ func readHead(f io.ReaderAt) (Head, error) {
 		return Head{}, err
 	}
 	if n == 0 {
-		return Head{Hash: noHash}, nil
+		return Head{}, nil
 	}
 	return ParseHead(string(b[:n]))
 }

@@ -94,7 +94,7 @@ func (l *Log) end(head Head) (ending, error) {
 			if got.last.Seq < head.Seq {
 				return out, damaged(name, fmt.Sprintf("it ends with record %d, but record %d was written", got.last.Seq, head.Seq))
 			}
-			if head.Seq == 0 {
+			if head == (Head{}) {
 				return out, damaged(filepath.Base(headPath(l.cfg.Path)), "it names no record, but there are some")
 			}
 		}

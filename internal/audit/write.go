@@ -70,6 +70,9 @@ func (l *Log) submit(ctx context.Context, o *op) (uint64, error) {
 	return o.seq, o.err
 }
 
+// probeEvery is how often a log that can't be written is tried.
+const probeEvery = time.Second
+
 // write is the goroutine that owns the file. What gathers during one flush is
 // written by the next one together.
 func (l *Log) write() {
@@ -78,9 +81,15 @@ func (l *Log) write() {
 	defer tick.Stop()
 	told := l.Head()
 	for {
+		var again <-chan time.Time
+		if l.fault.Load() != nil {
+			again = time.After(probeEvery)
+		}
 		select {
 		case o := <-l.ops:
 			l.commit(l.gather(o))
+		case <-again:
+			l.probe()
 		case <-tick.C:
 			if now := l.Head(); now != told {
 				told = now
@@ -122,6 +131,7 @@ func (l *Log) commit(batch []*op) {
 	}
 	err := l.try(batch)
 	if err != nil && len(batch) > 1 {
+		err = nil
 		for _, o := range batch {
 			if o.err = nil; l.try([]*op{o}) != nil {
 				err = o.err
@@ -139,6 +149,23 @@ func (l *Log) commit(batch []*op) {
 			l.writing.owed-- // its room was kept for it alone
 		}
 		close(o.done)
+	}
+}
+
+// probe finds out whether a fault has passed: nothing else would, where those who
+// act are sent elsewhere because of it.
+func (l *Log) probe() {
+	w := &l.writing
+	err := w.clean()
+	if err == nil {
+		err = w.reserve(w.size + int64(w.owed+2)*maxLine)
+	}
+	if err == nil {
+		err = flush(w.f)
+	}
+	if err == nil {
+		l.fault.Store(nil)
+		l.cfg.Log.Info("the audit log can be written again")
 	}
 }
 

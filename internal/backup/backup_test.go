@@ -176,6 +176,9 @@ func TestTreesComeBackAsTheyWere(t *testing.T) {
 	must(t, os.Symlink("/etc/passwd", filepath.Join(from, "s/workspace/out")))
 	must(t, syscall.Mkfifo(filepath.Join(from, "s/workspace/pipe"), 0o600))
 	write(t, filepath.Join(from, ".stromboli/x"), "the server's")
+	write(t, filepath.Join(from, "s/workspace/huge"), "and nothing behind it")
+	must(t, os.Truncate(filepath.Join(from, "s/workspace/huge"), 1<<40))
+	var left []string
 	old := time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC)
 	must(t, os.Chtimes(filepath.Join(from, "s/workspace/run.sh"), old, old))
 
@@ -183,10 +186,14 @@ func TestTreesComeBackAsTheyWere(t *testing.T) {
 	must(t, err)
 	write(t, w.Path(backup.Database), "rows")
 	must(t, w.Added(t.Context(), backup.Database))
-	must(t, w.AddTree(t.Context(), backup.Sessions, from, func(name string) bool { return name == ".stromboli" }))
+	must(t, w.AddTree(t.Context(), backup.Sessions, from, func(name string) bool { return name == ".stromboli" },
+		func(name, why string) { left = append(left, name+": "+why) }))
 	_, err = w.Commit(t.Context(), backup.Manifest{})
 	must(t, err)
 	must(t, w.Close())
+	if len(left) != 1 || !strings.HasPrefix(left[0], "s/workspace/huge: ") {
+		t.Errorf("left out: %q", left)
+	}
 
 	s, err := backup.Open(filepath.Join(dir, "b"))
 	must(t, err)

@@ -11,16 +11,19 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // AddTree packs a directory, which may be written meanwhile: what goes while it is
 // looked at is left out, and a file that shrinks is filled with zeros. Owners, modes, times and links are kept;
-// sockets, pipes and devices aren't. A name that skip takes, below dir, is left out with all below it.
-func (w *Writer) AddTree(ctx context.Context, name, dir string, skip func(string) bool) error {
+// sockets, pipes and devices aren't. A name that skip takes, below dir, is left out with all below it. left is told of
+// what can't be read, and of files that are far larger than their disk space: whoever may write there must not keep
+// others from their backup.
+func (w *Writer) AddTree(ctx context.Context, name, dir string, skip func(string) bool, left func(name, why string)) error {
 	r, p := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		err := pack(ctx, p, dir, skip)
+		err := pack(ctx, p, dir, skip, left)
 		p.CloseWithError(err)
 		done <- err
 	}()
@@ -29,7 +32,7 @@ func (w *Writer) AddTree(ctx context.Context, name, dir string, skip func(string
 	return errors.Join(err, <-done)
 }
 
-func pack(ctx context.Context, w io.Writer, dir string, skip func(string) bool) error {
+func pack(ctx context.Context, w io.Writer, dir string, skip func(string) bool, left func(name, why string)) error {
 	out := tar.NewWriter(w)
 	root, err := os.OpenRoot(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -43,6 +46,9 @@ func pack(ctx context.Context, w io.Writer, dir string, skip func(string) bool) 
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			return nil
+		case errors.Is(err, fs.ErrPermission):
+			left(name, "it can't be read")
+			return fs.SkipDir
 		case err != nil:
 			return err
 		case ctx.Err() != nil:
@@ -54,7 +60,11 @@ func pack(ctx context.Context, w io.Writer, dir string, skip func(string) bool) 
 		case skip(name):
 			return nil
 		}
-		if err := packOne(ctx, out, root, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		switch err := packOne(ctx, out, root, name); {
+		case err == nil, errors.Is(err, fs.ErrNotExist):
+		case errors.Is(err, errHoles), errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.ELOOP):
+			left(name, err.Error())
+		default:
 			return fmt.Errorf("%s: %w", filepath.Join(dir, name), err)
 		}
 		return nil
@@ -78,12 +88,16 @@ func packOne(ctx context.Context, out *tar.Writer, root *os.Root, name string) e
 	}
 	var in *os.File
 	if fi.Mode().IsRegular() {
-		if in, err = root.Open(name); err != nil {
+		// It may have become a pipe or a link since.
+		if in, err = root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0); err != nil {
 			return err
 		}
 		defer func() { _ = in.Close() }()
 		if fi, err = in.Stat(); err != nil || !fi.Mode().IsRegular() {
 			return err
+		}
+		if st, ok := fi.Sys().(*syscall.Stat_t); ok && fi.Size() > holesFrom && fi.Size()/holesRatio > st.Blocks*512 {
+			return errHoles
 		}
 	}
 	h, err := tar.FileInfoHeader(fi, link)
@@ -103,6 +117,15 @@ func packOne(ctx context.Context, out *tar.Writer, root *os.Root, name string) e
 	}
 	return err
 }
+
+// A file of more than holesFrom bytes whose size is holesRatio times the disk
+// space that it takes is left out: a backup would write the holes.
+const (
+	holesFrom  = 64 << 20
+	holesRatio = 16
+)
+
+var errHoles = errors.New("it is far larger than the disk space that it takes")
 
 type zeros struct{}
 

@@ -40,7 +40,7 @@ func TestDefaults(t *testing.T) {
 		Webhook: Webhook{Timeout: 15 * time.Second, CleanupTTL: 72 * time.Hour},
 		Retention: Retention{
 			Events: time.Hour, Runs: 24 * time.Hour, Deliveries: 72 * time.Hour, IdempotencyKeys: 24 * time.Hour,
-			CLIVersions: 168 * time.Hour, Images: 720 * time.Hour,
+			CLIVersions: 168 * time.Hour,
 		},
 		Egress:   Egress{Mode: "open"},
 		Log:      Log{Format: "text", Level: "info", Access: true},
@@ -239,6 +239,21 @@ func TestRegistryAuthFiles(t *testing.T) {
 	} {
 		if got := RegistryAuthFiles(tt.environ, 7); !slices.Equal(got, tt.want) {
 			t.Errorf("%v: %v", tt.environ, got)
+		}
+	}
+}
+
+// What Kubernetes puts into the environment for a service that is named for this
+// program is no setting of it.
+func TestServiceVariables(t *testing.T) {
+	for _, name := range []string{"PORT", "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_8080_TCP", "PORT_8080_TCP_ADDR"} {
+		if _, err := Load([]string{"HOME=/h", prefix + name + "=tcp://10.0.0.1:8080"}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, name := range []string{"SERVICES", "PORTS", "PORT_X", "SERVER_PORT"} {
+		if _, err := Load([]string{"HOME=/h", prefix + name + "=1"}); err == nil {
+			t.Errorf("%s is a setting", name)
 		}
 	}
 }

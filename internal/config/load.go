@@ -123,13 +123,15 @@ func directory(name, set, xdg, home, below string) (string, error) {
 // unknown refuses a STROMBOLI_ variable that nothing reads: a misspelt limit
 // must not be ignored in silence.
 func unknown(environ []string) error {
+	// Kubernetes tells every container of a service's address in such, whoever set up the service.
+	service := regexp.MustCompile(`^STROMBOLI_(SERVICE_(HOST|PORT)(_.*)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_.*)?)?)$`)
 	var known []string
 	for _, f := range append(schema(), clientFields()...) {
 		known = append(known, f.env)
 	}
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(env.ToMap(environ))) {
-		if strings.HasPrefix(name, prefix) && !slices.Contains(known, name) && !strings.HasPrefix(name, "STROMBOLI_TEST_") {
+		if strings.HasPrefix(name, prefix) && !slices.Contains(known, name) && !strings.HasPrefix(name, "STROMBOLI_TEST_") && !service.MatchString(name) {
 			errs = append(errs, fmt.Errorf("%s: no such setting%s; docs/CONFIGURATION.md lists them", name, meant(name, known)))
 		}
 	}

@@ -33,8 +33,9 @@ type Retention struct {
 	// agent CLI is deleted from the cache that no container mounts. 0: never.
 	CLIVersions time.Duration `env:"CLI_VERSIONS" envDefault:"168h"`
 	// Images is the same for agent images that `stromboli setup --image` made, and
-	// that no container and no active run uses. 0: never.
-	Images time.Duration `env:"IMAGES" envDefault:"720h"`
+	// that no container and no active run uses. 0: never. It is the age since a server
+	// last had the image as its default: don't set it where runs name older ones.
+	Images time.Duration `env:"IMAGES" envDefault:"0s"`
 }
 
 // Archive is where the events of finished runs are kept.

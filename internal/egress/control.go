@@ -16,7 +16,9 @@ import (
 	"github.com/tomblancdev/stromboli/internal/unixsock"
 )
 
-const maxControlBody = 1 << 20
+// maxControlBody holds the endpoints of as many tenants as a file of credentials
+// can name, each with the common headers.
+const maxControlBody = 16 << 20
 
 // Status is what an egress process says of itself.
 type Status struct {

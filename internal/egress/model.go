@@ -69,7 +69,7 @@ func (h *handler) askModel(s *settings, to *endpoint, w http.ResponseWriter, r *
 		h.exchange(f, w, r, h.g.demo) //nolint:contextcheck // the flow's is the request's
 		return
 	}
-	h.exchange(f, w, r, h.model) //nolint:contextcheck // see above
+	h.exchange(f, cookieless{w}, r, h.model) //nolint:contextcheck // see above
 }
 
 // rewriteModel aims a request at the model's endpoint and puts the real
@@ -100,10 +100,9 @@ func stripCredentials(h http.Header) {
 	}
 }
 
-// modelAnswer keeps cookies outside, and tells the CLI not to repeat a request
+// modelAnswer tells the CLI not to repeat a request
 // whose credential was refused: it has no other, and would try for minutes.
 func modelAnswer(r *http.Response) error {
-	r.Header.Del("Set-Cookie")
 	if f := flowOf(r.Request.Context()); f != nil {
 		measure(r, func(u *stromboli.Usage) { f.rec.Usage = u })
 	}

@@ -39,6 +39,8 @@ type opened struct {
 	out  *http.Transport
 	pass *httputil.ReverseProxy
 
+	answered bool // a request; they come one after the other
+
 	mu      sync.Mutex
 	first   net.Conn // made before the sandbox was answered
 	firstAt time.Time
@@ -76,7 +78,7 @@ func (h *handler) openTo(f *flow) (*opened, error) {
 		BufferPool:     h.g.buffers,
 		ErrorLog:       slog.NewLogLogger(h.door.log.Handler(), slog.LevelDebug),
 		ErrorHandler:   o.failed,
-		ModifyResponse: keepCookies,
+		ModifyResponse: func(*http.Response) error { o.answered = true; return nil },
 	}
 	conn, err := o.connect(f.ctx)
 	if err != nil {
@@ -203,7 +205,7 @@ func (o *opened) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	binding, err := o.h.door.binding(o.f.to)
 	if err != nil {
 		w.Header().Set("Connection", "close")
-		o.f.failed(err)
+		o.note(err)
 		dialFailure(w, err)
 		return
 	}
@@ -216,7 +218,7 @@ func (o *opened) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	})
 	// Else an answer would wait for the end of the request.
 	_ = http.NewResponseController(w).EnableFullDuplex()
-	o.pass.ServeHTTP(w, r.WithContext(ctx))
+	o.pass.ServeHTTP(cookieless{w}, r.WithContext(ctx))
 }
 
 // bindingKey carries the binding that holds for a request from its beginning.
@@ -245,16 +247,33 @@ func (o *opened) rewrite(pr *httputil.ProxyRequest) {
 	}
 }
 
-// keepCookies keeps sessions that a host opens for the secret outside.
-func keepCookies(r *http.Response) error {
-	r.Header.Del("Set-Cookie")
-	return nil
+// cookieless keeps sessions that a host opens for the credential outside, those
+// of interim answers too.
+type cookieless struct{ http.ResponseWriter }
+
+// WriteHeader implements http.ResponseWriter.
+func (w cookieless) WriteHeader(status int) {
+	w.Header().Del("Set-Cookie")
+	w.ResponseWriter.WriteHeader(status)
 }
+
+// Unwrap is for http.ResponseController.
+func (w cookieless) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (o *opened) failed(w http.ResponseWriter, r *http.Request, err error) {
 	if r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // the sandbox has gone
 	}
-	o.f.failed(err)
+	o.note(err)
 	dialFailure(w, err)
+}
+
+// note records what became of a request that was not answered. A connection on
+// which the secret was shown stays one that was allowed.
+func (o *opened) note(err error) {
+	if o.answered {
+		o.f.rec.Why = clip(describe(err))
+		return
+	}
+	o.f.failed(err)
 }

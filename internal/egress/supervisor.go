@@ -160,12 +160,17 @@ func (s *Supervisor) SetConfig(ctx context.Context, cfg Config) error {
 
 // Add registers a sandbox, or changes its registration, and returns when egress
 // listens on its socket. While no process is there it waits for one. The
-// registration is kept and replayed until Remove, also after an error.
+// registration is kept and replayed until Remove, also after an error. One that
+// is closed stays so.
 func (s *Supervisor) Add(ctx context.Context, sb Sandbox) error {
 	if err := sb.validate(); err != nil {
 		return err
 	}
 	s.mu.Lock()
+	if s.sandboxes[sb.ID].Closed && !sb.Closed { // a change that comes too late opens nothing
+		s.mu.Unlock()
+		return nil
+	}
 	s.sandboxes[sb.ID] = sb
 	s.mu.Unlock()
 	return s.push(ctx, func(ctx context.Context) error {

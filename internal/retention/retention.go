@@ -11,14 +11,18 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
+
+	"github.com/tomblancdev/stromboli"
 )
 
 const (
 	batch = 200 // things that are listed at a time
-	// maxFaults is after how many things of a kind that can't be deleted it is left
-	// for the next sweep: what they stand on may be down.
-	maxFaults = 3
+	told  = 3   // faults of a kind that are told
+	// maxFaults is after how many faults in a row a kind is left for the next sweep:
+	// what all of it stands on may be broken.
+	maxFaults = 100
 )
 
 // Kind is one kind of thing and how long it is kept.
@@ -103,10 +107,12 @@ func (s *Sweeper) sweep(ctx context.Context, k Kind, dry bool) Result {
 
 // Each calls do for the things that list tells of, page by page: list gets the last
 // thing of the page before, do returns the bytes that went and whether the thing
-// did. Things that fail are passed over, and after three of them the rest is left.
+// did. Things that fail are passed over; where what they stand on doesn't answer the
+// rest is left.
 func Each[T any](ctx context.Context, list func(ctx context.Context, after T, limit int) ([]T, error), do func(context.Context, T) (bytes int64, gone bool, err error)) (Swept, error) {
 	var swept Swept
 	var faults []error
+	inARow := 0
 	var last T
 	for {
 		page, err := list(ctx, last, batch)
@@ -123,12 +129,22 @@ func Each[T any](ctx context.Context, list func(ctx context.Context, after T, li
 				swept.Bytes += n
 			}
 			if err == nil {
+				inARow = 0
 				continue
 			}
-			if faults = append(faults, err); len(faults) == maxFaults {
+			inARow++
+			if len(faults) < told {
+				faults = append(faults, err)
+			}
+			if down(err) || inARow == maxFaults {
 				return swept, errors.Join(faults...)
 			}
 		}
 		last = page[len(page)-1]
 	}
+}
+
+// down reports whether an error is that of what all things of a kind stand on.
+func down(err error) bool {
+	return slices.Contains([]stromboli.Code{stromboli.ArchiveDown, stromboli.EngineDown, stromboli.StorageFull}, stromboli.CodeOf(err))
 }

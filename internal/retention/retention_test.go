@@ -107,7 +107,10 @@ func TestEachPassesOverFaults(t *testing.T) {
 	if swept, _, err := run(func(i int) bool { return i == 7 || i == 300 }); swept.Count != n-2 || err == nil {
 		t.Errorf("with two faults: %+v, %v", swept, err)
 	}
-	if swept, tried, err := run(func(int) bool { return true }); swept.Count != 0 || err == nil || tried != 3 {
+	if swept, _, err := run(func(i int) bool { return i <= 5 }); swept.Count != n-5 || err == nil {
+		t.Errorf("where the oldest fail: %+v, %v", swept, err)
+	}
+	if swept, tried, err := run(func(int) bool { return true }); swept.Count != 0 || err == nil || tried != 100 {
 		t.Errorf("where all fail: %+v, %v, %d tries", swept, err, tried)
 	}
 }

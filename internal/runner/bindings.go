@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"sync"
 
 	"github.com/tomblancdev/stromboli"
 	"github.com/tomblancdev/stromboli/internal/claude"
@@ -57,12 +58,13 @@ func (e *execution) bind(ctx context.Context) error {
 // bindAgain is bind for an agent that is there already: a host whose secret is
 // not there any more is not reached.
 func (e *execution) bindAgain(ctx context.Context) error {
+	// Whoever tells of a change waits, so that what is read is not older than it.
+	e.networks.Lock()
+	defer e.networks.Unlock()
 	list, err := e.bound(ctx)
 	if err != nil {
 		return err
 	}
-	e.networks.Lock()
-	defer e.networks.Unlock()
 	e.bindings = list
 	return nil
 }
@@ -104,10 +106,12 @@ func (r *Runner) SecretChanged(ctx context.Context, tenant, name string) error {
 		}
 	}
 	r.mu.Unlock()
-	var errs []error
-	for _, e := range using {
-		errs = append(errs, e.rebind(ctx))
+	errs := make([]error, len(using))
+	var told sync.WaitGroup
+	for i, e := range using {
+		told.Go(func() { errs[i] = e.rebind(ctx) })
 	}
+	told.Wait()
 	return errors.Join(errs...)
 }
 

@@ -32,14 +32,18 @@ func (e *execution) attach(box *sandbox.Sandbox) {
 	}
 }
 
-// detach ends the calls to the sandbox that others began, and the guard.
+// detach ends the calls to the sandbox that others began, and the guard. Whoever
+// is changing what the sandbox reaches has done so by then: what is told to
+// egress later would outlive the sandbox.
 func (e *execution) detach() {
+	e.networks.Lock()
 	e.mu.Lock()
 	e.running = nil
 	if e.endCalls != nil {
 		e.endCalls()
 	}
 	e.mu.Unlock()
+	e.networks.Unlock()
 	e.stopping.Wait()
 }
 

@@ -47,6 +47,14 @@ func TestEngineSecretsAtSubmit(t *testing.T) {
 	if !errors.Is(err, stromboli.Invalid) {
 		t.Errorf("a blocked name: %v", err)
 	}
+	// A reload takes names away and gives others.
+	none := l.policy
+	none.EngineSecrets = nil
+	l.SetPolicy(none)
+	if err := submit("default", "engine:ci-one"); err == nil || !strings.Contains(err.Error(), "may not be used") {
+		t.Errorf("after it was taken away: %v", err)
+	}
+	l.SetPolicy(l.policy)
 	// One that is gone when its run's turn comes.
 	w.engine.AddSecret(ctx, t, "ci-two", "")
 	first := l.submit(`until [ -e "$HOME/go" ]; do sleep 0.02; done; result ok`)

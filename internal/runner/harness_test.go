@@ -112,7 +112,8 @@ type life struct {
 	boxes  *sandbox.Manager
 	*runner.Runner
 
-	stop func() // lets go of everything and waits
+	stop   func() // lets go of everything and waits
+	policy policy.Config
 }
 
 // options change a life's configuration.
@@ -176,10 +177,11 @@ func (w *world) tryStart(o options) (*life, error) {
 	secrets, err := policy.ParseSecretPatterns(o.engineSecrets)
 	must(w.t, err)
 	library := images.New(images.Config{Engine: w.engine, Facts: l.boxes, Patterns: patterns, PullTimeout: time.Minute, Log: log})
+	l.policy = policy.Config{EngineSecrets: secrets, Image: image, ImagePatterns: patterns, Memory: 64 << 20, NanoCPUs: 1e9, Timeout: time.Minute, Home: sandbox.HomePath}
 	l.Runner = runner.New(runner.Config{
 		Images: library,
 		Store:  l.faults, Log: faultyLog{l.log, l.faults}, Sandboxes: roomy{l.boxes, w}, Blobs: blobs, Model: w, Connections: &w.network, Secrets: secret.NewVault(st, w.keys),
-		Policy: policy.Config{EngineSecrets: secrets, Image: image, ImagePatterns: patterns, Memory: 64 << 20, NanoCPUs: 1e9, Timeout: time.Minute, Home: sandbox.HomePath},
+		Policy: l.policy,
 		Keep:   w.keep, KeepMax: cmp.Or(w.most, 100),
 		Owner: "test", MaxRunning: o.max, MaxQueued: o.queue, BackgroundWait: o.background, Now: o.now, Logger: log, Tracer: o.tracer, Held: w.holds,
 	})

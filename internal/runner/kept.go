@@ -130,7 +130,7 @@ func (r *Runner) tidyOnce(ctx context.Context) (next time.Duration, err error) {
 		}
 	}
 	for _, s := range list { // the longest kept first
-		left := s.Kept.Until.Sub(r.now())
+		left := min(s.Kept.Until.Sub(r.now()), r.cfg.Keep) // the clock may have been set back since
 		if r.cfg.Keep > 0 && left > 0 && waiting <= r.cfg.KeepMax && r.cfg.Sandboxes.Room() == nil {
 			next = min(next, max(left, tidySoon))
 			continue
@@ -186,6 +186,9 @@ func (r *Runner) discardOnce(ctx context.Context, id string) error {
 	return r.cfg.Sandboxes.Discard(ctx, id)
 }
 
+// roomTime bounds how long those who ask for a run wait for room to be made.
+const roomTime = 10 * time.Second
+
 // room makes sure that there is room for a new run. Kept sandboxes go first, the
 // longest kept before others.
 func (r *Runner) room(ctx context.Context) error {
@@ -193,7 +196,11 @@ func (r *Runner) room(ctx context.Context) error {
 	if err == nil {
 		return nil
 	}
-	_, terr, _ := r.making.Do("room", func() (any, error) { return r.tidyOnce(context.WithoutCancel(ctx)) })
+	_, terr, _ := r.making.Do("room", func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roomTime)
+		defer cancel()
+		return r.tidyOnce(ctx)
+	})
 	if terr != nil {
 		return err
 	}

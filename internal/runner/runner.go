@@ -254,6 +254,15 @@ func (r *Runner) poke() {
 // Retry has it looked at once whether pending runs can start.
 func (r *Runner) Retry() { r.poke() }
 
+// SetMaxRunning changes how many runs may be executed at once, for those that
+// start from now on.
+func (r *Runner) SetMaxRunning(n int) {
+	r.mu.Lock()
+	r.cfg.MaxRunning = n
+	r.mu.Unlock()
+	r.poke()
+}
+
 // claim starts pending runs, oldest first, while slots are free, there is room
 // on the disk, and runs can start.
 func (r *Runner) claim(ctx context.Context) {

@@ -64,7 +64,7 @@ func (r *Runner) checkEngineSecrets(ctx context.Context, tenant string, spec str
 		case !ok:
 		case !policy.ValidEngineSecret(name):
 			return stromboli.FieldError(at, "%.300q is no name of a secret of the engine's: 1 to %d letters, digits, dots, dashes and underscores", name, stromboli.MaxSecretName)
-		case !r.cfg.Policy.EngineSecrets.Allow(tenant, name):
+		case !r.policy().EngineSecrets.Allow(tenant, name):
 			return stromboli.FieldError(at, "the engine's secret %q may not be used: STROMBOLI_SECRETS_ENGINE_NAMES doesn't permit it", name)
 		}
 	}
@@ -112,7 +112,7 @@ func (e *execution) secrets(ctx context.Context) (map[string]string, error) {
 	values := make(map[string]string, len(e.row.Spec.Podman.SecretsEnv))
 	for variable, name := range e.row.Spec.Podman.SecretsEnv {
 		if name, ok := strings.CutPrefix(name, policy.EnginePrefix); ok { // the shim has it
-			if !e.r.cfg.Policy.EngineSecrets.Allow(e.row.Tenant, name) {
+			if !e.r.policy().EngineSecrets.Allow(e.row.Tenant, name) {
 				return nil, stromboli.Errorf(stromboli.NotConfigured, "the engine's secret %s may not be used any more", name)
 			}
 			continue

@@ -146,11 +146,11 @@ func (m *Manager) bringUp(ctx context.Context, s Spec, box *Sandbox) error {
 	if err := m.unstage(s.ID); err != nil { // Discard tries again
 		m.log.WarnContext(ctx, "taking a sandbox's mounts away from the host", "sandbox", s.ID, "error", err)
 	}
-	peer, err := m.caller(ctx, box.record)
-	if err != nil {
+	var err error
+	if box.caller, err = m.caller(ctx, box.record); err != nil {
 		return engineError(err)
 	}
-	if err := m.openEgress(ctx, box.record, peer, s.Reach); err != nil {
+	if err := m.openEgress(ctx, box.record, box.caller, s.Reach); err != nil {
 		return fmt.Errorf("giving the sandbox its way out: %w", err)
 	}
 	ready, cancel := context.WithTimeout(ctx, 20*time.Second)

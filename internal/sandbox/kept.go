@@ -231,10 +231,12 @@ func (m *Manager) restart(ctx context.Context, s Spec, rec record) (*Sandbox, er
 // unusable tells whether an error is about the kept sandbox: what is wrong with
 // the run or the host would be wrong with a new one too.
 func (m *Manager) unusable(ctx context.Context, err error) error {
-	if ctx.Err() != nil || errors.Is(err, engine.ErrUnavailable) {
+	if ctx.Err() != nil || errors.Is(err, engine.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	if slices.Contains([]stromboli.Code{stromboli.EngineDown, stromboli.StorageFull, stromboli.SessionUnusable}, stromboli.CodeOf(err)) {
+	if slices.Contains([]stromboli.Code{
+		stromboli.EngineDown, stromboli.StorageFull, stromboli.SessionUnusable, stromboli.NotConfigured, stromboli.Invalid,
+	}, stromboli.CodeOf(err)) {
 		return err
 	}
 	if errors.Is(err, engine.ErrNotFound) {

@@ -125,6 +125,7 @@ type Sandbox struct {
 	// Attestation is what is in force; nil for one that was found again.
 	Attestation *stromboli.Attestation
 
+	caller  shim.PeerRule // who may speak for it
 	disk    *diskUse
 	begun   func()             // gives back the slot of its start; nil: it has none
 	made    time.Time          // on the monotonic clock
@@ -213,11 +214,10 @@ func (m *Manager) Adopt(ctx context.Context, id string, reach Reach) (*Sandbox, 
 		return nil, err
 	}
 	box.started.Store(true)
-	peer, err := m.caller(ctx, rec)
-	if err != nil {
+	if box.caller, err = m.caller(ctx, rec); err != nil {
 		return nil, errors.Join(err, m.Release(box))
 	}
-	if err := m.openEgress(ctx, rec, peer, reach); err != nil {
+	if err := m.openEgress(ctx, rec, box.caller, reach); err != nil {
 		if ctx.Err() != nil {
 			return nil, errors.Join(err, m.Release(box))
 		}
@@ -242,11 +242,7 @@ func (m *Manager) openEgress(ctx context.Context, rec record, peer shim.PeerRule
 // begin from now on and those that are open: what is no more permitted is cut.
 // It holds once it has returned.
 func (m *Manager) SetReach(ctx context.Context, box *Sandbox, reach Reach) error {
-	peer, err := m.caller(ctx, box.record)
-	if err != nil {
-		return engineError(err)
-	}
-	return m.openEgress(ctx, box.record, peer, reach)
+	return m.openEgress(ctx, box.record, box.caller, reach)
 }
 
 func (m *Manager) socket(id, name string) string { return filepath.Join(m.dir(id), "run", name) }

@@ -60,9 +60,12 @@ func (s *Store) DeleteExpiredIdempotency(ctx context.Context) (int, error) {
 	})
 }
 
-// deleteChunk bounds the events that one transaction deletes, so that other
-// writes don't wait for long.
-const deleteChunk = 2000
+// deleteChunk and deleteBytes bound the events that one transaction deletes, so
+// that other writes don't wait for long; one event may be larger by itself.
+const (
+	deleteChunk = 2000
+	deleteBytes = 8 << 20
+)
 
 // deleteRuns deletes the runs whose numbers are given, one after the other.
 func (s *Store) deleteRuns(ctx context.Context, numbers *sql.Rows) (int, error) {
@@ -84,8 +87,12 @@ func (s *Store) deleteRuns(ctx context.Context, numbers *sql.Rows) (int, error) 
 // more.
 func deleteEvents(t *tx, n int64) (more bool, err error) {
 	var upTo sql.NullInt64
-	if err := t.scan(`SELECT max(seq) FROM (SELECT seq FROM events WHERE run = ? ORDER BY seq LIMIT ?)`,
-		[]any{n, deleteChunk}, &upTo); err != nil || !upTo.Valid {
+	if err := t.scan(`SELECT max(seq) FROM (
+			SELECT seq, coalesce(sum(bytes) OVER (ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS before FROM (
+				SELECT e.seq, coalesce(octet_length(p.data), octet_length(e.data), 0) AS bytes
+				FROM events e LEFT JOIN event_payloads p ON p.run = e.run AND p.seq = e.seq WHERE e.run = ? ORDER BY e.seq LIMIT ?))
+		WHERE before < ?`,
+		[]any{n, deleteChunk, deleteBytes}, &upTo); err != nil || !upTo.Valid {
 		return false, err
 	}
 	for _, q := range []string{

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 
 	"modernc.org/sqlite"
+
+	"github.com/tomblancdev/stromboli"
 )
 
 // snapshotPages is how many pages are copied between two looks at the context.
@@ -83,6 +85,10 @@ func look(ctx context.Context, conn *sql.Conn, info *SnapshotInfo) ([]string, er
 	if info.Schema >= sessionLists {
 		query += " AND deleted_at = 0" // the next server goes on with deleting the others
 	}
+	if info.Schema >= runArchives { // those in a bucket stay there
+		query += ` UNION SELECT a.key FROM run_archives a JOIN runs r ON r.n = a.run LEFT JOIN sessions s ON s.id = r.session_id
+			WHERE a.place = '` + localArchive + `' AND r.events_at IN (2, 3) AND coalesce(s.deleted_at, 0) = 0`
+	}
 	rows, err := conn.QueryContext(ctx, query)
 	if err != nil {
 		return fail(err)
@@ -104,6 +110,13 @@ func look(ctx context.Context, conn *sql.Conn, info *SnapshotInfo) ([]string, er
 
 // sessionLists is the migration since which sessions are deleted by steps.
 const sessionLists = 6
+
+// runArchives is the migration since which events of finished runs may be in
+// blobs; localArchive names the place of those that are in this server's.
+const (
+	runArchives  = 17
+	localArchive = "local"
+)
 
 func copyPages(ctx context.Context, c any, dest string) error {
 	source, ok := c.(interface {
@@ -182,11 +195,19 @@ func syncFile(path string) error {
 
 // Restored makes a copy of a database another server's: no run of it may be
 // started, for it may have been started since the copy was made, and none has a sandbox, for those are the
-// first server's. So active runs end as lost at the next start. Logins are void: they may
-// have been revoked since. It may be repeated.
+// first server's. So active runs end as lost at the next start, no session has a kept sandbox, and
+// archives in a bucket are read but never deleted: they are the first server's too. Logins are void: they
+// may have been revoked since. It may be repeated.
 func (s *Store) Restored(ctx context.Context) error {
 	_, err := write(ctx, s, "make the database this server's", func(t *tx) (int64, error) {
 		if _, err := t.exec(`UPDATE auth_grants SET revoked = 1`); err != nil {
+			return 0, err
+		}
+		if _, err := t.exec(`UPDATE sessions SET sandbox = '', sandbox_since = 0, sandbox_until = 0`); err != nil {
+			return 0, err
+		}
+		if _, err := t.exec(`UPDATE run_archives SET place = ? || place WHERE place <> ? AND substr(place, 1, ?) <> ?`,
+			stromboli.SharedArchive, localArchive, len(stromboli.SharedArchive), stromboli.SharedArchive); err != nil {
 			return 0, err
 		}
 		return t.exec(`UPDATE runs SET status = 'running', phase = 'starting', agent_started = 1, sandbox_id = lower(hex(randomblob(8))), owner = '',
