@@ -19,9 +19,9 @@ func openArchive(cfg *config.Config, environ []string, st *store.Store, blobs *b
 	c := archive.Config{Store: st, Buckets: map[string]archive.Bucket{archive.Local: blobs}, Place: archive.Local, Log: log}
 	closeIt = func() error { return nil }
 	if cfg.Archive.URL != "" {
-		place, err := blob.ParsePlace(cfg.Archive.URL)
+		place, err := archivePlace(cfg)
 		if err != nil {
-			return nil, nil, fmt.Errorf("STROMBOLI_ARCHIVE_URL: %w", err)
+			return nil, nil, err
 		}
 		bucket, err := blob.OpenBucket(place, func(name string) string { return getenv(environ, name) }, getenv(environ, "HOME"))
 		if err != nil {
@@ -31,6 +31,18 @@ func openArchive(cfg *config.Config, environ []string, st *store.Store, blobs *b
 		c.Buckets[c.Place] = bucket
 	}
 	return archive.New(c), closeIt, nil
+}
+
+// archivePlace is the bucket, where one is configured.
+func archivePlace(cfg *config.Config) (blob.Place, error) {
+	if cfg.Archive.URL == "" {
+		return blob.Place{}, nil
+	}
+	place, err := blob.ParsePlace(cfg.Archive.URL)
+	if err != nil {
+		return place, fmt.Errorf("STROMBOLI_ARCHIVE_URL: %w", err)
+	}
+	return place, nil
 }
 
 // archived is the store that followers read, with what is in the archive.

@@ -18,6 +18,24 @@ func unguarded() []string {
 	}
 }
 
+// idle waits until a server's sandboxes are gone: the other's next start must not
+// share the engine with that.
+func (s *benchServer) idle(ctx context.Context, engine *podman.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		left, err := engine.List(ctx, map[string]string{"stromboli.instance": instance(s.data)})
+		if err != nil || len(left) == 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the end of %d sandboxes: %w", len(left), ctx.Err())
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
 // guarded measures what the hardening costs a start: from the container's making
 // to the end of its attestation, on a server with all of it and, in turn, on one
 // with all of it off that can be.
@@ -49,6 +67,9 @@ func (c benchCommand) guarded(ctx context.Context, rig *benchRig, engine *podman
 				return nil, err
 			}
 			took[which] = milliseconds(time.Duration(parts.EngineUS) * time.Microsecond)
+			if err := servers[which].idle(ctx, engine); err != nil {
+				return nil, err
+			}
 		}
 		if round == 0 { // warms the page cache
 			continue

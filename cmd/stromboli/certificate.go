@@ -3,13 +3,9 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"os"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/tomblancdev/stromboli/internal/config"
@@ -102,41 +98,20 @@ func (c *certificate) renew(ctx context.Context) {
 
 // readPair reads certificate and key, which must fit together.
 func readPair(files config.TLS) (*tls.Certificate, error) {
-	cert, _, err := readPEM(files.Cert)
+	cert, _, err := config.ReadFile(files.Cert, maxPEM)
 	if err != nil {
 		return nil, fmt.Errorf("STROMBOLI_TLS_CERT: %w", err)
 	}
-	key, mode, err := readPEM(files.Key)
+	key, info, err := config.ReadFile(files.Key, maxPEM)
 	if err != nil {
 		return nil, fmt.Errorf("STROMBOLI_TLS_KEY: %w", err)
 	}
-	if mode.Perm()&0o007 != 0 {
-		return nil, fmt.Errorf("STROMBOLI_TLS_KEY: everybody may read it (mode %04o): chmod o= %s", mode.Perm(), files.Key)
+	if info.Mode().Perm()&0o007 != 0 {
+		return nil, fmt.Errorf("STROMBOLI_TLS_KEY: everybody may read it (mode %04o): chmod o= %s", info.Mode().Perm(), files.Key)
 	}
 	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
 		return nil, fmt.Errorf("STROMBOLI_TLS_CERT, STROMBOLI_TLS_KEY: %w", err)
 	}
 	return &pair, nil
-}
-
-func readPEM(path string) ([]byte, os.FileMode, error) {
-	// A fifo must not keep the server waiting.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, 0, err
-	}
-	defer func() { _ = f.Close() }()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, 0, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, 0, fmt.Errorf("%s is not a regular file", path)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, maxPEM+1))
-	if err == nil && len(b) > maxPEM {
-		err = errors.New("it is larger than 1 MiB")
-	}
-	return b, info.Mode(), err
 }

@@ -32,7 +32,7 @@ type policies struct {
 // only unwise is logged.
 func newPolicies(cfg *config.Config, environ []string, log *slog.Logger, own ...auth.Token) (*policies, error) {
 	p := &policies{tokens: own}
-	var errs [9]error
+	var errs [11]error
 	p.image, errs[0] = defaultImage(cfg, environ)
 	p.limits, errs[1] = policyConfig(cfg, p.image)
 	p.limits.ModelHosts = modelHosts(environ)
@@ -45,6 +45,8 @@ func newPolicies(cfg *config.Config, environ []string, log *slog.Logger, own ...
 	if cfg.TLS.Cert != "" {
 		_, errs[8] = readPair(cfg.TLS)
 	}
+	_, errs[9] = traceEndpoint(cfg)
+	_, errs[10] = archivePlace(cfg)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, cfg.Explain(err)
 	}

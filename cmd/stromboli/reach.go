@@ -21,7 +21,7 @@ func trust(file string) (*tls.Config, error) {
 	if file == "" {
 		return nil, nil //nolint:nilnil // the system's alone
 	}
-	pem, _, err := readPEM(file)
+	pem, _, err := config.ReadFile(file, maxPEM)
 	if err != nil {
 		return nil, fmt.Errorf("STROMBOLI_CA_FILE: %w", err)
 	}
@@ -41,7 +41,7 @@ func (at *reach) local(cfg *config.Config) error {
 	if cfg.TLS.Cert == "" || !strings.HasPrefix(at.url, "https://") {
 		return nil
 	}
-	pem, _, err := readPEM(cfg.TLS.Cert)
+	pem, _, err := config.ReadFile(cfg.TLS.Cert, maxPEM)
 	if err != nil {
 		return fmt.Errorf("STROMBOLI_TLS_CERT: %w", err)
 	}

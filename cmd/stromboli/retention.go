@@ -37,6 +37,7 @@ type sweeps struct {
 	measure   func(ctx context.Context, dir string) (int64, error)
 	engine    engine.Engine
 	engineErr error // why there is none
+	room      func() error
 }
 
 // kinds is the table of docs/retention.md, in the order in which it is swept: what
@@ -125,6 +126,10 @@ func (s *sweeps) sweepArchives(ctx context.Context, before time.Time, dry bool) 
 
 func (s *sweeps) sweepEvents(ctx context.Context, before time.Time, dry bool) (retention.Swept, error) {
 	return eachRun(ctx, s.store.RunsToArchive, before, dry, func(ctx context.Context, run stromboli.FinishedRun) (int64, error) {
+		// Archives take more space before the rows' is free: not what is kept for runs.
+		if err := s.room(); err != nil && s.cfg.Archive.URL == "" {
+			return 0, err
+		}
 		return s.archive.Move(ctx, run.ID)
 	})
 }
@@ -180,6 +185,11 @@ func (s *sweeps) setupConfig() setup.Config {
 }
 
 func (s *sweeps) sweepCLIs(ctx context.Context, before time.Time, dry bool) (retention.Swept, error) {
+	if !dry {
+		if err := setup.ClearCLIs(s.setupConfig()); err != nil {
+			return retention.Swept{}, err
+		}
+	}
 	old, err := setup.OldCLIs(s.setupConfig())
 	if err != nil {
 		return retention.Swept{}, err
@@ -325,7 +335,7 @@ func (s *server) sweepEvery(ctx context.Context) error {
 func (s *server) newSweeper() *retention.Sweeper {
 	parts := &sweeps{
 		cfg: s.cfg, environ: s.environ, store: s.store, archive: s.archive, audit: s.audit, runner: s.runner, image: s.image, measure: sandbox.MeasureDir,
-		engine: s.engine, engineErr: s.engineErr,
+		engine: s.engine, engineErr: s.engineErr, room: s.boxes.Room,
 	}
 	return retention.New(parts.kinds(), s.logs.Part("retention"))
 }

@@ -75,7 +75,7 @@ func newKeeperIn(t *testing.T, dir string) *keeper {
 	}
 	boxes := sandbox.New(sandbox.Config{DataDir: cfg.DataDir, Sessions: cfg.SessionsDir(), Logger: quiet})
 	k.sweeps = &sweeps{
-		cfg: cfg, environ: environ, store: st, archive: arch, engine: k.fake, image: image, measure: sandbox.MeasureDir,
+		cfg: cfg, environ: environ, store: st, archive: arch, engine: k.fake, image: image, measure: sandbox.MeasureDir, room: boxes.Room,
 		runner: runner.New(runner.Config{Store: st, Sandboxes: boxes, Blobs: blobs, Archives: arch, Logger: quiet}),
 	}
 	return k

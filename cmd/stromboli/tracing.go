@@ -14,9 +14,9 @@ func newTracing(cfg *config.Config, events *eventlog.Log, log *slog.Logger) (*tr
 	if !cfg.Tracing.Enabled {
 		return nil, nil //nolint:nilnil // that is the meaning
 	}
-	endpoint, err := tracing.ParseEndpoint(cfg.Tracing.Endpoint, cfg.Tracing.Protocol, cfg.Tracing.Insecure)
+	endpoint, err := traceEndpoint(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("STROMBOLI_TRACING_ENDPOINT: %w", err)
+		return nil, err
 	}
 	t, err := tracing.New(tracing.Config{
 		Endpoint: endpoint, ServiceName: cfg.Tracing.ServiceName, Version: version, SampleRatio: cfg.Tracing.SampleRatio,
@@ -27,4 +27,16 @@ func newTracing(cfg *config.Config, events *eventlog.Log, log *slog.Logger) (*tr
 	}
 	events.OnEnd(t.Ended)
 	return t, nil
+}
+
+// traceEndpoint is where traces go, where there are any.
+func traceEndpoint(cfg *config.Config) (tracing.Endpoint, error) {
+	if !cfg.Tracing.Enabled {
+		return tracing.Endpoint{}, nil
+	}
+	endpoint, err := tracing.ParseEndpoint(cfg.Tracing.Endpoint, cfg.Tracing.Protocol, cfg.Tracing.Insecure)
+	if err != nil {
+		return endpoint, fmt.Errorf("STROMBOLI_TRACING_ENDPOINT: %w", err)
+	}
+	return endpoint, nil
 }

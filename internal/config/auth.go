@@ -1,17 +1,13 @@
 package config
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
-	"os"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -171,20 +167,11 @@ type tokenEntry struct {
 }
 
 func readTokens(path string) ([]APIToken, error) {
-	b, err := readPrivate(path)
-	if err != nil {
-		return nil, err
-	}
 	var file struct {
 		Tokens []tokenEntry `json:"tokens"`
 	}
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&file); err != nil {
-		return nil, plainJSON(err)
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("there is something after the JSON object")
+	if err := readPrivate(path, &file); err != nil {
+		return nil, err
 	}
 	if len(file.Tokens) == 0 {
 		return nil, errors.New(`it names no token: {"tokens":[{"name":"ci","token":"…","tenant":"default","scopes":["run","read"]}]}`)
@@ -238,33 +225,3 @@ func (e tokenEntry) parse() (APIToken, error) {
 	t.Hash = [sha256.Size]byte(hash)
 	return t, nil
 }
-
-// readPrivate reads a small file that nobody else may read.
-func readPrivate(path string) ([]byte, error) {
-	// A fifo must not keep the server waiting.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = f.Close() }()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	switch {
-	case !info.Mode().IsRegular():
-		return nil, errors.New("it is not a regular file")
-	case info.Mode().Perm()&0o077 != 0:
-		return nil, fmt.Errorf("others can read it (mode %04o): chmod 600 %s", info.Mode().Perm(), path)
-	case ok && st.Uid != 0 && int64(st.Uid) != int64(os.Geteuid()):
-		return nil, fmt.Errorf("it belongs to uid %d, neither the server's nor root's: chown %d %s", st.Uid, os.Geteuid(), path)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, maxTokensFile+1))
-	if err == nil && len(b) > maxTokensFile {
-		err = fmt.Errorf("it is larger than %d bytes", maxTokensFile)
-	}
-	return b, err
-}
-
-const maxTokensFile = 1 << 20

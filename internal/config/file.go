@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"reflect"
 	"slices"
 	"strings"
-	"syscall"
 
 	"go.yaml.in/yaml/v4"
 )
@@ -30,10 +28,11 @@ func readFile(path string) (map[string]given, error) {
 	if path == "" {
 		return nil, nil //nolint:nilnil // no file sets nothing
 	}
-	b, mode, err := readRegular(path, maxFile)
+	b, info, err := ReadFile(path, maxFile)
 	if err != nil {
 		return nil, fmt.Errorf("configuration file: %w", err)
 	}
+	mode := info.Mode()
 	r := reader{path: path, out: map[string]given{}}
 	root, err := document(b)
 	if err != nil {
@@ -179,36 +178,14 @@ func (r *reader) setting(f field, name, value *yaml.Node) {
 	r.out[f.env] = given{text: text, line: name.Line}
 }
 
-// readRegular reads a regular file of at most most bytes.
-func readRegular(path string, most int64) ([]byte, fs.FileMode, error) {
-	// A fifo must not keep the server waiting.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, 0, err
-	}
-	defer func() { _ = f.Close() }()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, 0, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, 0, fmt.Errorf("%s: it is not a regular file", path)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err == nil && int64(len(b)) > most {
-		err = fmt.Errorf("%s: it is larger than %d bytes", path, most)
-	}
-	return b, info.Mode(), err
-}
-
 // mine refuses a file of somebody else's.
 func mine(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
 		return fmt.Errorf("configuration file: %w", err)
 	}
-	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int64(st.Uid) != int64(os.Geteuid()) {
-		return fmt.Errorf("%s: this configuration file belongs to uid %d, neither the server's nor root's: chown it, or name it by --config if you trust it", path, st.Uid)
+	if uid, foreign := ownerOf(info); foreign {
+		return fmt.Errorf("%s: this configuration file belongs to uid %d, neither the server's nor root's: chown it, or name it by --config if you trust it", path, uid)
 	}
 	return nil
 }

@@ -78,6 +78,7 @@ func Read(src Source) (*Config, error) {
 
 // complete fills in the defaults that depend on something.
 func (c *Config) complete(vars map[string]string) (err error) {
+	c.expandHome()
 	if c.DataDir, err = directory("STROMBOLI_DATA_DIR", c.DataDir, vars["XDG_DATA_HOME"], c.home, ".local/share"); err != nil {
 		return err
 	}

@@ -10,6 +10,23 @@ import (
 // mounts into sandboxes, where the engine sees nothing else of the server's.
 const privateName = ".stromboli"
 
+// expandHome puts the home directory in the place of a leading ~/, as a shell
+// would: files and units have none.
+func (c *Config) expandHome() {
+	paths := []*string{
+		&c.DataDir, &c.CacheDir, &c.APITokensFile, &c.Agent.SessionsDir, &c.Agent.SecretsFile, &c.Agent.CredentialsFile,
+		&c.Agent.TenantCredentialsFile, &c.Secrets.KeyFile, &c.Audit.File, &c.TLS.Cert, &c.TLS.Key,
+	}
+	for i := range c.Agent.AllowedVolumes {
+		paths = append(paths, &c.Agent.AllowedVolumes[i])
+	}
+	for _, p := range paths {
+		if rest, found := strings.CutPrefix(*p, "~/"); found && c.home != "" {
+			*p = filepath.Join(c.home, rest)
+		}
+	}
+}
+
 // absolute checks the paths of a server in a container.
 func (c *Config) absolute() error {
 	for _, v := range []struct {

@@ -2,10 +2,8 @@ package config
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -72,20 +70,11 @@ func (c *Config) LoadTenantCredentials(environ []string) (map[string]TenantCrede
 }
 
 func readTenants(path string) (map[string]tenantEntry, error) {
-	b, err := readPrivate(path)
-	if err != nil {
-		return nil, err
-	}
 	var file struct {
 		Tenants map[string]tenantEntry `json:"tenants"`
 	}
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&file); err != nil {
-		return nil, plainJSON(err)
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("there is something after the JSON object")
+	if err := readPrivate(path, &file); err != nil {
+		return nil, err
 	}
 	if file.Tenants == nil {
 		return nil, errors.New(`it names no tenants: {"tenants":{"team-a":{"api_key":"…"}}}`)

@@ -61,12 +61,16 @@ func (e *execution) bindAgain(ctx context.Context) error {
 	// Whoever tells of a change waits, so that what is read is not older than it.
 	e.networks.Lock()
 	defer e.networks.Unlock()
+	return e.readBindings(ctx)
+}
+
+// readBindings is bindAgain for those who hold networks.
+func (e *execution) readBindings(ctx context.Context) error {
 	list, err := e.bound(ctx)
-	if err != nil {
-		return err
+	if err == nil {
+		e.bindings = list
 	}
-	e.bindings = list
-	return nil
+	return err
 }
 
 func (e *execution) bound(ctx context.Context) ([]sandbox.Binding, error) {
@@ -118,11 +122,9 @@ func (r *Runner) SecretChanged(ctx context.Context, tenant, name string) error {
 func (e *execution) rebind(ctx context.Context) error {
 	e.networks.Lock()
 	defer e.networks.Unlock()
-	list, err := e.bound(ctx)
-	if err != nil {
+	if err := e.readBindings(ctx); err != nil {
 		return err
 	}
-	e.bindings = list
 	e.mu.Lock()
 	box := e.running
 	e.mu.Unlock()

@@ -74,6 +74,9 @@ func used(path string) (time.Time, error) {
 	return fi.ModTime(), nil
 }
 
+// trashPrefix begins the name of a build that is being removed.
+const trashPrefix = ".trash-"
+
 // OldCLIs returns the builds of the agent CLI in the cache that are not this
 // release's.
 func OldCLIs(cfg Config) ([]Kept, error) {
@@ -122,14 +125,28 @@ func RemoveCLI(ctx context.Context, old Kept) (gone bool, err error) {
 	if at, err := used(old.Name); err != nil || at.After(old.Used) {
 		return false, err
 	}
-	// A half-removed one must not look whole: the marker goes first.
-	if err := os.Remove(filepath.Join(old.Name, markerFile)); err != nil {
+	// A half-removed one must not look whole, and is to be found again.
+	trash := filepath.Join(dir, trashPrefix+base)
+	if err := errors.Join(os.RemoveAll(trash), os.Rename(old.Name, trash)); err != nil {
 		return false, fmt.Errorf("remove an agent CLI: %w", err)
 	}
-	if err := errors.Join(os.RemoveAll(old.Name), os.Remove(usedFile(old.Name))); err != nil {
+	if err := errors.Join(os.RemoveAll(trash), os.Remove(usedFile(old.Name))); err != nil {
 		return false, fmt.Errorf("remove an agent CLI: %w", err)
 	}
 	return true, nil
+}
+
+// ClearCLIs removes what is left of builds whose removal was cut short.
+func ClearCLIs(cfg Config) error {
+	c, err := cfg.withDefaults()
+	if err != nil {
+		return err
+	}
+	left, err := filepath.Glob(filepath.Join(c.CacheDir, "cli", trashPrefix+"*"))
+	for _, path := range left {
+		err = errors.Join(err, os.RemoveAll(path))
+	}
+	return err
 }
 
 // OldImage tells of an image by one of its names, if it is an agent image of

@@ -55,10 +55,12 @@ func (s *Store) RunsWithArchive(ctx context.Context, before time.Time, after str
 }
 
 // FinishedRuns returns up to limit runs that finished before a time, as
-// RunsToArchive does.
+// RunsToArchive does, but those that an idempotency key stands for still.
 func (s *Store) FinishedRuns(ctx context.Context, before time.Time, after stromboli.FinishedRun, limit int) ([]stromboli.FinishedRun, error) {
 	return s.finished(ctx, `WHERE r.finished_at IS NOT NULL AND r.finished_at < ? AND (r.finished_at, r.n) > (?, ?)
-		ORDER BY r.finished_at, r.n LIMIT ?`, before.UnixMilli(), after.FinishedAt.UnixMilli(), after.Number, limit)
+		AND NOT EXISTS (SELECT 1 FROM idempotency_keys k WHERE k.run_id = r.id AND k.created_at > ?)
+		ORDER BY r.finished_at, r.n LIMIT ?`,
+		before.UnixMilli(), after.FinishedAt.UnixMilli(), after.Number, s.now().Add(-s.keepKeys).UnixMilli(), limit)
 }
 
 // FinishedRun returns a run that has ended; NotFound where there is none.

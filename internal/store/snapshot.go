@@ -30,16 +30,11 @@ type SnapshotInfo struct {
 // of it is returned, and no copy is made. Writers aren't kept waiting; the write-ahead log grows
 // by what they write meanwhile.
 func Snapshot(ctx context.Context, path, dest string, hold func(blobs []string) error) (info SnapshotInfo, err error) {
-	db, err := openFile(path, "rw", "query_only(1)")
+	conn, done, err := openConn(ctx, path, "rw", "query_only(1)")
 	if err != nil {
 		return info, err
 	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	conn, err := db.Conn(ctx)
-	if err != nil {
-		return info, fmt.Errorf("open the database: %w", err)
-	}
-	defer func() { err = errors.Join(err, conn.Close()) }()
+	defer func() { err = errors.Join(err, done()) }()
 	if _, err := conn.ExecContext(ctx, "BEGIN"); err != nil {
 		return info, fmt.Errorf("read the database: %w", err)
 	}
@@ -143,22 +138,28 @@ func copyPages(ctx context.Context, c any, dest string) error {
 // CheckFile reads a whole database file that nobody has open and tells what it
 // holds. ErrCorrupt; ErrNewerSchema.
 func CheckFile(ctx context.Context, path string) (info SnapshotInfo, err error) {
-	db, err := openFile(path, "ro", "query_only(1)", "immutable")
+	if err := verify(ctx, path, true); err != nil {
+		return info, err
+	}
+	conn, done, err := openConn(ctx, path, "ro", "query_only(1)", "immutable")
 	if err != nil {
 		return info, err
 	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	conn, err := db.Conn(ctx)
-	if err != nil {
-		return info, fmt.Errorf("open the database: %w", err)
-	}
-	defer func() { err = errors.Join(err, conn.Close()) }()
-	var verdict string
-	if err := conn.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&verdict); err != nil || verdict != "ok" {
-		return info, fmt.Errorf("%w: %s: %s (%w)", ErrCorrupt, path, verdict, err)
-	}
+	defer func() { err = errors.Join(err, done()) }()
 	_, err = look(ctx, conn, &info)
 	return info, err
+}
+
+// openConn opens a database file by one connection; done closes both.
+func openConn(ctx context.Context, path, mode string, pragmas ...string) (conn *sql.Conn, done func() error, err error) {
+	db, err := openFile(path, mode, pragmas...)
+	if err != nil {
+		return nil, nil, err
+	}
+	if conn, err = db.Conn(ctx); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("open the database: %w", err), db.Close())
+	}
+	return conn, func() error { return errors.Join(conn.Close(), db.Close()) }, nil
 }
 
 func openFile(path, mode string, pragmas ...string) (*sql.DB, error) {

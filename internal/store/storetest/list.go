@@ -175,6 +175,10 @@ func testRetention(t *testing.T, f *fixture) {
 	}
 	f.finish(t, old, stromboli.Completed)
 	f.clock.add(time.Hour)
+	if n, err := f.deleteFinished(t); n != 0 || err != nil {
+		t.Fatalf("deleted %d, %v, while a key stands for it", n, err)
+	}
+	f.clock.add(24 * time.Hour)
 	recent, active := f.running(t), f.running(t)
 	f.finish(t, recent, stromboli.Completed)
 	if n, err := f.deleteFinished(t); n != 1 || err != nil {
@@ -196,7 +200,7 @@ func testRetention(t *testing.T, f *fixture) {
 	}
 	again := f.newRun(stromboli.KindAsync)
 	again.Idempotency = in.Idempotency
-	f.create(t, again) // a key whose run is gone means nothing
+	f.create(t, again) // a key that is old means nothing
 }
 
 // testLifecycle does random things to one run and compares with a small model.
