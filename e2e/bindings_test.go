@@ -5,14 +5,12 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha512"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
-	"fmt"
 	"io"
 	"math/big"
 	"net"
@@ -134,18 +132,11 @@ func (b *bindingSite) serve(t *testing.T, git http.Handler, w http.ResponseWrite
 	}
 	switch r.Host + r.URL.Path {
 	case "npm.example/stub-pkg":
-		sum := sha512.Sum512(networkNpm(t))
-		version := map[string]any{"name": "stub-pkg", "version": "1.0.0", "dist": map[string]string{
-			"tarball": "https://npm.example/stub-pkg.tgz", "integrity": "sha512-" + base64.StdEncoding.EncodeToString(sum[:]),
-		}}
-		_ = json.NewEncoder(w).Encode(map[string]any{
-			"name": "stub-pkg", "dist-tags": map[string]string{"latest": "1.0.0"}, "versions": map[string]any{"1.0.0": version},
-		})
+		networkNpmIndex(t, w, "https://npm.example/stub-pkg.tgz")
 	case "npm.example/stub-pkg.tgz":
 		_, _ = w.Write(networkNpm(t))
 	case "pip.example/simple/stubpkg/":
-		w.Header().Set("Content-Type", "text/html")
-		_, _ = fmt.Fprintf(w, "<a href=%q>%s</a>\n", "/"+networkWheelName, networkWheelName)
+		networkPipIndex(w)
 	case "pip.example/" + networkWheelName:
 		_, _ = w.Write(networkWheel(t))
 	case "api.example/", "plain.example/":

@@ -65,13 +65,7 @@ func TestCredentialRotates(t *testing.T) {
 	before := configured()
 	write(modelKey + "-two")
 	waitFor(t, "the new token", func() bool { return configured() > before })
-	job, err := s.c.Job(s.ctx(), id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(s.data, "sessions", job.SessionID, "workspace", "go"), nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	s.letGo(id, "go")
 	done := s.await(t, id)
 	if got := strings.Join(keys(), " "); done.Status != stromboli.Completed || got != "-one -two" {
 		t.Errorf("%s, keys %q", done.Status, got)

@@ -15,13 +15,7 @@ import (
 // section says can be seen, executes its commands as they stand there, and waits
 // for what the section calls its end.
 func TestDrill(t *testing.T) {
-	dir, err := os.MkdirTemp(suite.root, "r")
-	if err != nil {
-		t.Fatal(err)
-	}
-	engine := &relay{path: filepath.Join(dir, "p.sock")}
-	engine.up(t)
-	t.Cleanup(engine.down)
+	engine := newRelay(t)
 	s := prepare(t, "STROMBOLI_RUNS_MAX=1", "STROMBOLI_QUEUE_MAX=1", "STROMBOLI_QUEUE_STUCK_AFTER=1s", "CONTAINER_HOST=unix://"+engine.path)
 	token := filepath.Join(s.dir, "token")
 	if err := os.WriteFile(token, []byte(modelKey+"-old\n"), 0o600); err != nil {

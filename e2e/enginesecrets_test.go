@@ -5,10 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"io"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -38,32 +35,8 @@ func TestEngineSecrets(t *testing.T) {
 	id := s.submit(t, in)
 	box := s.sandboxOf(t, id)
 	s.inTool(t, id)
-	hc := &http.Client{Transport: unixTransport(suite.engine.Socket())}
-	resp, err := hc.Get("http://podman/v4.0.0/libpod/containers/stromboli-" + box + "/json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var inspected canaryWriter
-	if _, err := io.Copy(&inspected, resp.Body); err != nil || inspected.found != "" {
-		t.Errorf("inspect: %v, %q", err, inspected.found)
-	}
-	_ = resp.Body.Close()
-	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil || len(lines) == 0 {
-		t.Fatal(err)
-	}
-	for _, path := range lines {
-		if b, err := os.ReadFile(path); err == nil && bytes.Contains(b, []byte(canary)) {
-			t.Errorf("%s has the secret", path)
-		}
-	}
-	job, err := s.c.Job(s.ctx(), id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(s.data, "sessions", job.SessionID, "workspace", "go"), nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	s.showsNoSecret(box)
+	s.letGo(id, "go")
 	done := s.await(t, id)
 	said := func(what string) (n int) {
 		for _, e := range done.events {

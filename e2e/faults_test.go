@@ -159,15 +159,22 @@ func (r *relay) down() {
 	r.wg.Wait()
 }
 
-// TestEngineDown: without the engine nothing new starts, and what runs goes on.
-func TestEngineDown(t *testing.T) {
+// newRelay is a relay that is up until the test's end.
+func newRelay(t *testing.T) *relay {
+	t.Helper()
 	dir, err := os.MkdirTemp(suite.root, "r")
 	if err != nil {
 		t.Fatal(err)
 	}
-	engine := &relay{path: filepath.Join(dir, "p.sock")}
-	engine.up(t)
-	t.Cleanup(engine.down)
+	r := &relay{path: filepath.Join(dir, "p.sock")}
+	r.up(t)
+	t.Cleanup(r.down)
+	return r
+}
+
+// TestEngineDown: without the engine nothing new starts, and what runs goes on.
+func TestEngineDown(t *testing.T) {
+	engine := newRelay(t)
 	s := start(t, "CONTAINER_HOST=unix://"+engine.path)
 	gate := s.gate(t)
 	id := s.submit(t, gate.spec(text("didn't notice")))

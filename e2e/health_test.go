@@ -44,13 +44,7 @@ func (s *server) fault(t *testing.T, part string) string {
 // one after the other: /health and /readyz tell, and what has passed is gone.
 func TestHealth(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp(suite.root, "r")
-	if err != nil {
-		t.Fatal(err)
-	}
-	engine := &relay{path: filepath.Join(dir, "p.sock")}
-	engine.up(t)
-	t.Cleanup(engine.down)
+	engine := newRelay(t)
 	s := prepareRogue(t, "CONTAINER_HOST=unix://"+engine.path, "NPM_CONFIG_REGISTRY=http://127.0.0.1:1/")
 	s.up()
 	well := func(part string) {

@@ -131,9 +131,7 @@ func TestHooksSurviveTheServer(t *testing.T) {
 	}
 	s.kill()
 	s.up()
-	if err := os.WriteFile(filepath.Join(s.data, "sessions", job.SessionID, "workspace", "go"), nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	s.letGo(id, "go")
 	r := s.await(t, id)
 	r.want(t, stromboli.Completed, "")
 	want := []string{

@@ -73,20 +73,11 @@ func (n *networkSite) serve(t *testing.T, dir string, w http.ResponseWriter, r *
 	case "/hello":
 		_, _ = fmt.Fprintf(w, "hello to %s with %q\n", r.Host, r.Header.Get("Authorization"))
 	case "/npm/stub-pkg":
-		tarball := networkNpm(t)
-		sum := sha512.Sum512(tarball)
-		version := map[string]any{"name": "stub-pkg", "version": "1.0.0", "dist": map[string]string{
-			"tarball": "http://" + r.Host + "/npm/stub-pkg.tgz", "integrity": "sha512-" + base64.StdEncoding.EncodeToString(sum[:]),
-		}}
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(map[string]any{
-			"name": "stub-pkg", "dist-tags": map[string]string{"latest": "1.0.0"}, "versions": map[string]any{"1.0.0": version},
-		})
+		networkNpmIndex(t, w, "http://"+r.Host+"/npm/stub-pkg.tgz")
 	case "/npm/stub-pkg.tgz":
 		_, _ = w.Write(networkNpm(t))
 	case "/simple/stubpkg/":
-		w.Header().Set("Content-Type", "text/html")
-		_, _ = fmt.Fprintf(w, "<a href=%q>%s</a>\n", "/"+networkWheelName, networkWheelName)
+		networkPipIndex(w)
 	case "/" + networkWheelName:
 		_, _ = w.Write(networkWheel(t))
 	case "/to":
@@ -160,11 +151,28 @@ func networkRepository(t *testing.T, dir string) {
 	}
 }
 
-// networkTools has the common tools fetch from a site; each line of its output
-// is what came, "refused 403", or "failed" with the tool's last words.
-const networkTools = `
+// networkNpmIndex answers what npm asks of a package first.
+func networkNpmIndex(t *testing.T, w http.ResponseWriter, tarball string) {
+	sum := sha512.Sum512(networkNpm(t))
+	version := map[string]any{"name": "stub-pkg", "version": "1.0.0", "dist": map[string]string{
+		"tarball": tarball, "integrity": "sha512-" + base64.StdEncoding.EncodeToString(sum[:]),
+	}}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(map[string]any{
+		"name": "stub-pkg", "dist-tags": map[string]string{"latest": "1.0.0"}, "versions": map[string]any{"1.0.0": version},
+	})
+}
+
+// networkPipIndex answers what pip asks of a package first.
+func networkPipIndex(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", "text/html")
+	_, _ = fmt.Fprintf(w, "<a href=%q>%s</a>\n", "/"+networkWheelName, networkWheelName)
+}
+
+// tryTools begins a script that has tools fetch: try prints what came to the tool
+// that is named, "refused 403", or "failed" with its last words.
+const tryTools = `
 cd "$(mktemp -d)"
-PLAIN=http://$1 TLS=https://$2 NAME=$3
 try() {
   local tool=$1; shift
   if "$@" > $tool.out 2> $tool.err; then
@@ -175,6 +183,11 @@ try() {
     echo "$tool=failed: $(tail -n5 $tool.err | tr '\n' ' ')"
   fi
 }
+`
+
+// networkTools has the common tools fetch from a site.
+const networkTools = tryTools + `
+PLAIN=http://$1 TLS=https://$2 NAME=$3
 clone() { git -c http.sslVerify=false clone -q "$1" "$2" && cat "$2/README"; }
 npm_install() ( mkdir p && cd p && npm install --no-audit --no-fund --fetch-retries=0 --registry "$PLAIN/npm/" stub-pkg >&2 && node -p 'require("stub-pkg")' )
 pip_install() { pip install -vv --user --no-cache-dir --retries 0 --index-url "$PLAIN/simple/" --trusted-host 127.0.0.2 --force-reinstall stubpkg >&2 && python3 -c 'import stubpkg; print(stubpkg.WORKS)'; }

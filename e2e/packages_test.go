@@ -87,19 +87,8 @@ func packagesCrate(t *testing.T) []byte {
 
 // packagesTools fetches with Go's and Rust's tools from a host and port; what
 // they are told besides is what a registry of one's own needs anywhere.
-const packagesTools = `
-cd "$(mktemp -d)"
+const packagesTools = tryTools + `
 HOST=$1
-try() {
-  local tool=$1; shift
-  if "$@" > $tool.out 2> $tool.err; then
-    echo "$tool=$(tail -n1 $tool.out)"
-  elif grep -q 403 $tool.err; then
-    echo "$tool=refused 403"
-  else
-    echo "$tool=failed: $(tail -n5 $tool.err | tr '\n' ' ')"
-  fi
-}
 gopher() (
   export PATH=/tools/go/bin:$PATH GOROOT=/tools/go GOTOOLCHAIN=local GOPROXY=http://$HOST/go GOSUMDB=off GOPATH=$PWD/gopath GOCACHE=$PWD/gocache GOFLAGS=-modcacherw
   mkdir m && cd m

@@ -33,32 +33,8 @@ func TestSecrets(t *testing.T) {
 		id := s.submit(t, in)
 		box := s.sandboxOf(t, id)
 		s.inTool(t, id)
-		hc := &http.Client{Transport: unixTransport(suite.engine.Socket())}
-		resp, err := hc.Get("http://podman/v4.0.0/libpod/containers/stromboli-" + box + "/json")
-		if err != nil {
-			t.Fatal(err)
-		}
-		var inspected canaryWriter
-		if _, err := io.Copy(&inspected, resp.Body); err != nil || inspected.found != "" {
-			t.Errorf("inspect: %v, %q", err, inspected.found)
-		}
-		_ = resp.Body.Close()
-		lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
-		if err != nil || len(lines) == 0 {
-			t.Fatal(err)
-		}
-		for _, path := range lines {
-			if b, err := os.ReadFile(path); err == nil && bytes.Contains(b, []byte(canary)) {
-				t.Errorf("%s has the secret", path)
-			}
-		}
-		job, err := s.c.Job(s.ctx(), id)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(s.data, "sessions", job.SessionID, "workspace", "go"), nil, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		s.showsNoSecret(box)
+		s.letGo(id, "go")
 		done := s.await(t, id)
 		said := false
 		for _, e := range done.events {
@@ -84,4 +60,29 @@ func TestSecrets(t *testing.T) {
 	}
 	s.up()
 	use()
+}
+
+// showsNoSecret searches what the engine tells of a sandbox, and all command
+// lines of the machine.
+func (s *server) showsNoSecret(box string) {
+	s.t.Helper()
+	hc := &http.Client{Transport: unixTransport(suite.engine.Socket())}
+	resp, err := hc.Get("http://podman/v4.0.0/libpod/containers/stromboli-" + box + "/json")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var inspected canaryWriter
+	if _, err := io.Copy(&inspected, resp.Body); err != nil || inspected.found != "" {
+		s.t.Errorf("inspect: %v, %q", err, inspected.found)
+	}
+	_ = resp.Body.Close()
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil || len(lines) == 0 {
+		s.t.Fatal(err)
+	}
+	for _, path := range lines {
+		if b, err := os.ReadFile(path); err == nil && bytes.Contains(b, []byte(canary)) {
+			s.t.Errorf("%s has the secret", path)
+		}
+	}
 }

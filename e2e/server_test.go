@@ -335,3 +335,15 @@ func (s *server) waitPhase(id string, phase stromboli.Phase) {
 		return j.Phase == phase
 	})
 }
+
+// letGo makes the file for which a run's agent waits in its workspace.
+func (s *server) letGo(id, name string) {
+	s.t.Helper()
+	job, err := s.c.Job(s.ctx(), id)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(s.data, "sessions", job.SessionID, "workspace", name), nil, 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+}

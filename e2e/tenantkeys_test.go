@@ -66,13 +66,7 @@ func TestTenantCredentials(t *testing.T) {
 		t.Helper()
 		for tenant, token := range map[string]string{"ours": authToken, "other": authOther} {
 			s.as(token)
-			job, err := s.c.Job(s.ctx(), runs[tenant])
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(filepath.Join(s.data, "sessions", job.SessionID, "workspace", "go"+n), nil, 0o644); err != nil {
-				t.Fatal(err)
-			}
+			s.letGo(runs[tenant], "go"+n)
 			waitFor(t, tenant+"'s next request", func() bool { return len(seen(tenant)) >= requests })
 		}
 	}

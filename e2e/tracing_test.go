@@ -4,8 +4,6 @@ import (
 	"encoding/json"
 	"maps"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -82,7 +80,7 @@ func TestTrace(t *testing.T) {
 				s.kill()
 				s.up()
 			}
-			s.letGo(id)
+			s.letGo(id, "go")
 			s.events(id)
 			s.checkTrace(c)
 		})
@@ -101,18 +99,6 @@ func (s *server) awaitTool(id string) {
 		}
 	}
 	s.t.Fatal("the agent has called no tool")
-}
-
-// letGo ends the wait of the run's tool.
-func (s *server) letGo(id string) {
-	s.t.Helper()
-	job, err := s.c.Job(s.ctx(), id)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(s.data, "sessions", job.SessionID, "workspace", "go"), nil, 0o644); err != nil {
-		s.t.Fatal(err)
-	}
 }
 
 // checkTrace waits for the trace and looks at each of its spans.
