@@ -130,7 +130,10 @@ func (r *Runner) tidyOnce(ctx context.Context) (next time.Duration, err error) {
 		}
 	}
 	for _, s := range list { // the longest kept first
-		left := min(s.Kept.Until.Sub(r.now()), r.cfg.Keep) // the clock may have been set back since
+		left := s.Kept.Until.Sub(r.now())
+		if s.Kept.Since.Sub(r.now()) > time.Minute { // the clock was set back: nobody knows how old it is
+			left = 0
+		}
 		if r.cfg.Keep > 0 && left > 0 && waiting <= r.cfg.KeepMax && r.cfg.Sandboxes.Room() == nil {
 			next = min(next, max(left, tidySoon))
 			continue
@@ -186,7 +189,8 @@ func (r *Runner) discardOnce(ctx context.Context, id string) error {
 	return r.cfg.Sandboxes.Discard(ctx, id)
 }
 
-// roomTime bounds how long those who ask for a run wait for room to be made.
+// roomTime is after how long no further sandbox is discarded while somebody who
+// asks for a run waits.
 const roomTime = 10 * time.Second
 
 // room makes sure that there is room for a new run. Kept sandboxes go first, the

@@ -196,4 +196,13 @@ func TestKeptSandboxesGo(t *testing.T) {
 	run := l.wait(l.submit(`result short`, hooked(threeHooks())).ID)
 	l.eventually("its time is over", func() bool { id, _ := l.kept(run.SessionID); return id == "" })
 	l.empty()
+	l.stop()
+
+	w.keep = time.Hour
+	l = w.start(options{now: func() time.Time { return time.Now().Add(24 * time.Hour) }})
+	ahead, _ := l.keeping()
+	l.stop()
+	l = w.start(options{})
+	l.eventually("it is gone once the clock was set back", func() bool { id, _ := l.kept(ahead); return id == "" })
+	l.empty()
 }
